@@ -1,0 +1,143 @@
+"""How calls travel: credential, time limit, safe retries, errors, pages."""
+
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Final, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from hub_client.errors import HubError, from_rpc
+
+# UNAVAILABLE is retried: no call that reached the hub is done twice, since each create bears a
+# request_id, and every other change is the same when it is made again.
+SERVICE_CONFIG: Final = """{"methodConfig": [{"name": [{}], "retryPolicy": {
+    "maxAttempts": 4, "initialBackoff": "0.1s", "maxBackoff": "2s", "backoffMultiplier": 3,
+    "retryableStatusCodes": ["UNAVAILABLE"]}}]}"""
+OPTIONS: Final = (
+    ("grpc.service_config", SERVICE_CONFIG),
+    ("grpc.max_receive_message_length", -1),
+)
+
+_REQUEST_ID: Final = "request_id"
+_Request = TypeVar("_Request", bound=Message)
+_Response = TypeVar("_Response", bound=Message)
+
+
+class Transport:
+    """Makes the calls of the sync client over one channel."""
+
+    def __init__(self, channel: grpc.Channel, key: str | None, timeout: float) -> None:
+        """``timeout`` in seconds is for calls that name none."""
+        self._channel = channel
+        self._metadata = _metadata(key)
+        self._timeout = timeout
+
+    def call(
+        self, path: str, request: Message, response_type: type[_Response], timeout: float | None
+    ) -> _Response:
+        """Make one call. Raises HubError."""
+        method = self._channel.unary_unary(
+            path,
+            request_serializer=_serialized,
+            response_deserializer=response_type.FromString,
+        )
+        try:
+            response: _Response = method(
+                _retriable(request), timeout=timeout or self._timeout, metadata=self._metadata
+            )
+        except grpc.RpcError as error:
+            raise _translated(error) from None
+        return response
+
+    def pages(
+        self,
+        path: str,
+        request: Message,
+        response_type: type[Message],
+        items: str,
+        timeout: float | None,
+    ) -> Iterator[Any]:
+        """Yield the items of a list, fetching a page when the one before is used up."""
+        asked: Any = _copy(request)
+        while True:
+            page: Any = self.call(path, asked, response_type, timeout)
+            yield from getattr(page, items)
+            if not page.next_page_token:
+                return
+            asked.page_token = page.next_page_token
+
+
+class AsyncTransport:
+    """Makes the calls of the async client over one channel."""
+
+    def __init__(self, channel: grpc.aio.Channel, key: str | None, timeout: float) -> None:
+        """``timeout`` in seconds is for calls that name none."""
+        self._channel = channel
+        self._metadata = _metadata(key)
+        self._timeout = timeout
+
+    async def call(
+        self, path: str, request: Message, response_type: type[_Response], timeout: float | None
+    ) -> _Response:
+        """Make one call. Raises HubError."""
+        method = self._channel.unary_unary(
+            path,
+            request_serializer=_serialized,
+            response_deserializer=response_type.FromString,
+        )
+        try:
+            response: _Response = await method(
+                _retriable(request), timeout=timeout or self._timeout, metadata=self._metadata
+            )
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from None
+        return response
+
+    async def pages(
+        self,
+        path: str,
+        request: Message,
+        response_type: type[Message],
+        items: str,
+        timeout: float | None,
+    ) -> AsyncIterator[Any]:
+        """Yield the items of a list, fetching a page when the one before is used up."""
+        asked: Any = _copy(request)
+        while True:
+            page: Any = await self.call(path, asked, response_type, timeout)
+            for item in getattr(page, items):
+                yield item
+            if not page.next_page_token:
+                return
+            asked.page_token = page.next_page_token
+
+
+def _metadata(key: str | None) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {key}"),) if key else ()
+
+
+def _serialized(request: Message) -> bytes:
+    return request.SerializeToString()
+
+
+def _copy(request: _Request) -> _Request:
+    copy = type(request)()
+    copy.CopyFrom(request)
+    return copy
+
+
+def _retriable(request: Message) -> Message:
+    """Return the request with a request_id, where it takes one and the caller gave none."""
+    if _REQUEST_ID not in request.DESCRIPTOR.fields_by_name:
+        return request
+    if getattr(request, _REQUEST_ID):
+        return request
+    asked = _copy(request)
+    setattr(asked, _REQUEST_ID, str(uuid.uuid4()))
+    return asked
+
+
+def _translated(error: Any) -> HubError:  # grpc's RpcError declares no methods
+    trailers = dict(error.trailing_metadata() or ())
+    return from_rpc(error.code(), error.details(), trailers)

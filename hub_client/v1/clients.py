@@ -1,0 +1,655 @@
+# GENERATED from protos/hub/v1 by scripts/gen_protos.py (`make protos`). Do not edit.
+"""A typed client per service, sync and async.
+
+A list call returns an iterator that fetches pages as it goes: `page_size` is how much it fetches at
+a time, `page_token` where it starts.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+
+from hub_client._transport import AsyncTransport, Transport
+from hub_client.v1.chat_pb2 import (
+    AppendMessageRequest,
+    AppendMessageResponse,
+    CreateSessionRequest,
+    CreateSessionResponse,
+    EndSessionRequest,
+    EndSessionResponse,
+    GetSessionRequest,
+    GetSessionResponse,
+    ListMessagesRequest,
+    ListMessagesResponse,
+    ListSessionsRequest,
+    ListSessionsResponse,
+    Message,
+    Session,
+)
+from hub_client.v1.identity_pb2 import (
+    CreateUserRequest,
+    CreateUserResponse,
+    GetUserConfigRequest,
+    GetUserConfigResponse,
+    GetUserRequest,
+    GetUserResponse,
+    ListUsersRequest,
+    ListUsersResponse,
+    LoginRequest,
+    LoginResponse,
+    UpdateUserConfigRequest,
+    UpdateUserConfigResponse,
+    User,
+)
+from hub_client.v1.knowledge_pb2 import (
+    DeleteDocumentRequest,
+    DeleteDocumentResponse,
+    Document,
+    GetDocumentRequest,
+    GetDocumentResponse,
+    IngestDocumentRequest,
+    IngestDocumentResponse,
+    ListDocumentsRequest,
+    ListDocumentsResponse,
+    SearchRequest,
+    SearchResponse,
+)
+from hub_client.v1.memory_pb2 import (
+    GetMemoryRequest,
+    GetMemoryResponse,
+    ListMemoriesRequest,
+    ListMemoriesResponse,
+    Memory,
+    RecallRequest,
+    RecallResponse,
+    RememberRequest,
+    RememberResponse,
+)
+
+
+class ChatClient:
+    """Keeps sessions and their messages in one order without gaps.
+
+    Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
+    or INTERNAL; what else it may answer is told beside it.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        """Sends every call through `transport`; HubClient makes one."""
+        self._transport = transport
+
+    def create_session(
+        self, request: CreateSessionRequest, *, timeout: float | None = None
+    ) -> CreateSessionResponse:
+        """Starts a session.
+
+        Errors include: NOT_FOUND (the user), SESSION_LIMIT, REQUEST_ID_REUSED.
+        """
+        return self._transport.call(
+            "/hub.v1.ChatService/CreateSession", request, CreateSessionResponse, timeout
+        )
+
+    def get_session(
+        self, request: GetSessionRequest, *, timeout: float | None = None
+    ) -> GetSessionResponse:
+        """Returns one session.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.ChatService/GetSession", request, GetSessionResponse, timeout
+        )
+
+    def list_sessions(
+        self, request: ListSessionsRequest, *, timeout: float | None = None
+    ) -> Iterator[Session]:
+        """Lists the sessions of a user, newest first.
+
+        Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.ChatService/ListSessions", request, ListSessionsResponse, "sessions", timeout
+        )
+
+    def append_message(
+        self, request: AppendMessageRequest, *, timeout: float | None = None
+    ) -> AppendMessageResponse:
+        """Appends a message to a session and gives it the next `seq`. The answer
+        comes after the message is on disk.
+
+        Errors include: NOT_FOUND (the session), SESSION_ENDED, FEATURE_DISABLED
+        (role `tool`), REQUEST_ID_REUSED.
+        """
+        return self._transport.call(
+            "/hub.v1.ChatService/AppendMessage", request, AppendMessageResponse, timeout
+        )
+
+    def list_messages(
+        self, request: ListMessagesRequest, *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Lists the messages of a session in the order of their `seq`.
+
+        Errors include: NOT_FOUND (the session), FEATURE_DISABLED, PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.ChatService/ListMessages", request, ListMessagesResponse, "messages", timeout
+        )
+
+    def end_session(
+        self, request: EndSessionRequest, *, timeout: float | None = None
+    ) -> EndSessionResponse:
+        """Ends a session: it takes no more messages and no longer counts as active.
+        Ending an ended session changes nothing.
+
+        Errors include: NOT_FOUND (the session).
+        """
+        return self._transport.call(
+            "/hub.v1.ChatService/EndSession", request, EndSessionResponse, timeout
+        )
+
+
+class AsyncChatClient:
+    """Keeps sessions and their messages in one order without gaps.
+
+    Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
+    or INTERNAL; what else it may answer is told beside it.
+    """
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        """Sends every call through `transport`; HubClient makes one."""
+        self._transport = transport
+
+    async def create_session(
+        self, request: CreateSessionRequest, *, timeout: float | None = None
+    ) -> CreateSessionResponse:
+        """Starts a session.
+
+        Errors include: NOT_FOUND (the user), SESSION_LIMIT, REQUEST_ID_REUSED.
+        """
+        return await self._transport.call(
+            "/hub.v1.ChatService/CreateSession", request, CreateSessionResponse, timeout
+        )
+
+    async def get_session(
+        self, request: GetSessionRequest, *, timeout: float | None = None
+    ) -> GetSessionResponse:
+        """Returns one session.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.ChatService/GetSession", request, GetSessionResponse, timeout
+        )
+
+    def list_sessions(
+        self, request: ListSessionsRequest, *, timeout: float | None = None
+    ) -> AsyncIterator[Session]:
+        """Lists the sessions of a user, newest first.
+
+        Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.ChatService/ListSessions", request, ListSessionsResponse, "sessions", timeout
+        )
+
+    async def append_message(
+        self, request: AppendMessageRequest, *, timeout: float | None = None
+    ) -> AppendMessageResponse:
+        """Appends a message to a session and gives it the next `seq`. The answer
+        comes after the message is on disk.
+
+        Errors include: NOT_FOUND (the session), SESSION_ENDED, FEATURE_DISABLED
+        (role `tool`), REQUEST_ID_REUSED.
+        """
+        return await self._transport.call(
+            "/hub.v1.ChatService/AppendMessage", request, AppendMessageResponse, timeout
+        )
+
+    def list_messages(
+        self, request: ListMessagesRequest, *, timeout: float | None = None
+    ) -> AsyncIterator[Message]:
+        """Lists the messages of a session in the order of their `seq`.
+
+        Errors include: NOT_FOUND (the session), FEATURE_DISABLED, PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.ChatService/ListMessages", request, ListMessagesResponse, "messages", timeout
+        )
+
+    async def end_session(
+        self, request: EndSessionRequest, *, timeout: float | None = None
+    ) -> EndSessionResponse:
+        """Ends a session: it takes no more messages and no longer counts as active.
+        Ending an ended session changes nothing.
+
+        Errors include: NOT_FOUND (the session).
+        """
+        return await self._transport.call(
+            "/hub.v1.ChatService/EndSession", request, EndSessionResponse, timeout
+        )
+
+
+class IdentityClient:
+    """Keeps the users of a tenant, their configuration and their credentials.
+
+    Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
+    or INTERNAL; what else it may answer is told beside it.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        """Sends every call through `transport`; HubClient makes one."""
+        self._transport = transport
+
+    def create_user(
+        self, request: CreateUserRequest, *, timeout: float | None = None
+    ) -> CreateUserResponse:
+        """Creates a user with a default configuration.
+
+        Errors include: EMAIL_TAKEN, REQUEST_ID_REUSED.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/CreateUser", request, CreateUserResponse, timeout
+        )
+
+    def get_user(self, request: GetUserRequest, *, timeout: float | None = None) -> GetUserResponse:
+        """Returns one user.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/GetUser", request, GetUserResponse, timeout
+        )
+
+    def list_users(
+        self, request: ListUsersRequest, *, timeout: float | None = None
+    ) -> Iterator[User]:
+        """Lists the users of the tenant, newest first.
+
+        Errors include: PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.IdentityService/ListUsers", request, ListUsersResponse, "users", timeout
+        )
+
+    def login(self, request: LoginRequest, *, timeout: float | None = None) -> LoginResponse:
+        """Exchanges an email and a password for a user token.
+
+        The tenant is the one of the service key the call presents; without a
+        credential it is the tenant `default`. Unknown emails, wrong passwords and
+        disabled users are answered alike, and each costs one password hash.
+
+        Errors include: LOGIN_FAILED.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/Login", request, LoginResponse, timeout
+        )
+
+    def get_user_config(
+        self, request: GetUserConfigRequest, *, timeout: float | None = None
+    ) -> GetUserConfigResponse:
+        """Returns the configuration of a user.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/GetUserConfig", request, GetUserConfigResponse, timeout
+        )
+
+    def update_user_config(
+        self, request: UpdateUserConfigRequest, *, timeout: float | None = None
+    ) -> UpdateUserConfigResponse:
+        """Changes the configuration of a user. The next call for that user obeys it.
+
+        Errors include: NOT_FOUND, ETAG_MISMATCH.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/UpdateUserConfig", request, UpdateUserConfigResponse, timeout
+        )
+
+
+class AsyncIdentityClient:
+    """Keeps the users of a tenant, their configuration and their credentials.
+
+    Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
+    or INTERNAL; what else it may answer is told beside it.
+    """
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        """Sends every call through `transport`; HubClient makes one."""
+        self._transport = transport
+
+    async def create_user(
+        self, request: CreateUserRequest, *, timeout: float | None = None
+    ) -> CreateUserResponse:
+        """Creates a user with a default configuration.
+
+        Errors include: EMAIL_TAKEN, REQUEST_ID_REUSED.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/CreateUser", request, CreateUserResponse, timeout
+        )
+
+    async def get_user(
+        self, request: GetUserRequest, *, timeout: float | None = None
+    ) -> GetUserResponse:
+        """Returns one user.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/GetUser", request, GetUserResponse, timeout
+        )
+
+    def list_users(
+        self, request: ListUsersRequest, *, timeout: float | None = None
+    ) -> AsyncIterator[User]:
+        """Lists the users of the tenant, newest first.
+
+        Errors include: PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.IdentityService/ListUsers", request, ListUsersResponse, "users", timeout
+        )
+
+    async def login(self, request: LoginRequest, *, timeout: float | None = None) -> LoginResponse:
+        """Exchanges an email and a password for a user token.
+
+        The tenant is the one of the service key the call presents; without a
+        credential it is the tenant `default`. Unknown emails, wrong passwords and
+        disabled users are answered alike, and each costs one password hash.
+
+        Errors include: LOGIN_FAILED.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/Login", request, LoginResponse, timeout
+        )
+
+    async def get_user_config(
+        self, request: GetUserConfigRequest, *, timeout: float | None = None
+    ) -> GetUserConfigResponse:
+        """Returns the configuration of a user.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/GetUserConfig", request, GetUserConfigResponse, timeout
+        )
+
+    async def update_user_config(
+        self, request: UpdateUserConfigRequest, *, timeout: float | None = None
+    ) -> UpdateUserConfigResponse:
+        """Changes the configuration of a user. The next call for that user obeys it.
+
+        Errors include: NOT_FOUND, ETAG_MISMATCH.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/UpdateUserConfig", request, UpdateUserConfigResponse, timeout
+        )
+
+
+class KnowledgeClient:
+    """Keeps a user's documents and finds the passages that answer a query.
+
+    Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
+    or INTERNAL; what else it may answer is told beside it.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        """Sends every call through `transport`; HubClient makes one."""
+        self._transport = transport
+
+    def ingest_document(
+        self, request: IngestDocumentRequest, *, timeout: float | None = None
+    ) -> IngestDocumentResponse:
+        """Stores a document and begins to split and embed it in the background. The
+        document is `processing` first, then `ready` or `failed`; a restart of the
+        hub resumes the work.
+
+        Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
+        """
+        return self._transport.call(
+            "/hub.v1.KnowledgeService/IngestDocument", request, IngestDocumentResponse, timeout
+        )
+
+    def get_document(
+        self, request: GetDocumentRequest, *, timeout: float | None = None
+    ) -> GetDocumentResponse:
+        """Returns one document with its status.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.KnowledgeService/GetDocument", request, GetDocumentResponse, timeout
+        )
+
+    def list_documents(
+        self, request: ListDocumentsRequest, *, timeout: float | None = None
+    ) -> Iterator[Document]:
+        """Lists the documents of a user, newest first.
+
+        Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.KnowledgeService/ListDocuments",
+            request,
+            ListDocumentsResponse,
+            "documents",
+            timeout,
+        )
+
+    def delete_document(
+        self, request: DeleteDocumentRequest, *, timeout: float | None = None
+    ) -> DeleteDocumentResponse:
+        """Deletes a document with its chunks. No Search that begins after the answer
+        returns any of them. Deleting a document again is NOT_FOUND.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.KnowledgeService/DeleteDocument", request, DeleteDocumentResponse, timeout
+        )
+
+    def search(self, request: SearchRequest, *, timeout: float | None = None) -> SearchResponse:
+        """Finds the chunks of a user's ready documents that fit a query in words or
+        in meaning, best first. It sees every document that was `ready` before it
+        began.
+
+        Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED.
+        """
+        return self._transport.call(
+            "/hub.v1.KnowledgeService/Search", request, SearchResponse, timeout
+        )
+
+
+class AsyncKnowledgeClient:
+    """Keeps a user's documents and finds the passages that answer a query.
+
+    Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
+    or INTERNAL; what else it may answer is told beside it.
+    """
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        """Sends every call through `transport`; HubClient makes one."""
+        self._transport = transport
+
+    async def ingest_document(
+        self, request: IngestDocumentRequest, *, timeout: float | None = None
+    ) -> IngestDocumentResponse:
+        """Stores a document and begins to split and embed it in the background. The
+        document is `processing` first, then `ready` or `failed`; a restart of the
+        hub resumes the work.
+
+        Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
+        """
+        return await self._transport.call(
+            "/hub.v1.KnowledgeService/IngestDocument", request, IngestDocumentResponse, timeout
+        )
+
+    async def get_document(
+        self, request: GetDocumentRequest, *, timeout: float | None = None
+    ) -> GetDocumentResponse:
+        """Returns one document with its status.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.KnowledgeService/GetDocument", request, GetDocumentResponse, timeout
+        )
+
+    def list_documents(
+        self, request: ListDocumentsRequest, *, timeout: float | None = None
+    ) -> AsyncIterator[Document]:
+        """Lists the documents of a user, newest first.
+
+        Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.KnowledgeService/ListDocuments",
+            request,
+            ListDocumentsResponse,
+            "documents",
+            timeout,
+        )
+
+    async def delete_document(
+        self, request: DeleteDocumentRequest, *, timeout: float | None = None
+    ) -> DeleteDocumentResponse:
+        """Deletes a document with its chunks. No Search that begins after the answer
+        returns any of them. Deleting a document again is NOT_FOUND.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.KnowledgeService/DeleteDocument", request, DeleteDocumentResponse, timeout
+        )
+
+    async def search(
+        self, request: SearchRequest, *, timeout: float | None = None
+    ) -> SearchResponse:
+        """Finds the chunks of a user's ready documents that fit a query in words or
+        in meaning, best first. It sees every document that was `ready` before it
+        began.
+
+        Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED.
+        """
+        return await self._transport.call(
+            "/hub.v1.KnowledgeService/Search", request, SearchResponse, timeout
+        )
+
+
+class MemoryClient:
+    """Keeps what an assistant learned about a user.
+
+    Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
+    or INTERNAL; what else it may answer is told beside it.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        """Sends every call through `transport`; HubClient makes one."""
+        self._transport = transport
+
+    def remember(
+        self, request: RememberRequest, *, timeout: float | None = None
+    ) -> RememberResponse:
+        """Stores a memory. Every Recall that begins after the answer sees it.
+
+        Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
+        """
+        return self._transport.call(
+            "/hub.v1.MemoryService/Remember", request, RememberResponse, timeout
+        )
+
+    def get_memory(
+        self, request: GetMemoryRequest, *, timeout: float | None = None
+    ) -> GetMemoryResponse:
+        """Returns one memory.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.MemoryService/GetMemory", request, GetMemoryResponse, timeout
+        )
+
+    def list_memories(
+        self, request: ListMemoriesRequest, *, timeout: float | None = None
+    ) -> Iterator[Memory]:
+        """Lists the memories of a user that are active and not expired, newest first.
+
+        Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.MemoryService/ListMemories", request, ListMemoriesResponse, "memories", timeout
+        )
+
+    def recall(self, request: RecallRequest, *, timeout: float | None = None) -> RecallResponse:
+        """Finds the memories of a user that fit a query in words or in meaning, best
+        first. Memories that are inactive or expired are never returned.
+
+        Errors include: NOT_FOUND (the user).
+        """
+        return self._transport.call(
+            "/hub.v1.MemoryService/Recall", request, RecallResponse, timeout
+        )
+
+
+class AsyncMemoryClient:
+    """Keeps what an assistant learned about a user.
+
+    Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
+    or INTERNAL; what else it may answer is told beside it.
+    """
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        """Sends every call through `transport`; HubClient makes one."""
+        self._transport = transport
+
+    async def remember(
+        self, request: RememberRequest, *, timeout: float | None = None
+    ) -> RememberResponse:
+        """Stores a memory. Every Recall that begins after the answer sees it.
+
+        Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
+        """
+        return await self._transport.call(
+            "/hub.v1.MemoryService/Remember", request, RememberResponse, timeout
+        )
+
+    async def get_memory(
+        self, request: GetMemoryRequest, *, timeout: float | None = None
+    ) -> GetMemoryResponse:
+        """Returns one memory.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.MemoryService/GetMemory", request, GetMemoryResponse, timeout
+        )
+
+    def list_memories(
+        self, request: ListMemoriesRequest, *, timeout: float | None = None
+    ) -> AsyncIterator[Memory]:
+        """Lists the memories of a user that are active and not expired, newest first.
+
+        Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.MemoryService/ListMemories", request, ListMemoriesResponse, "memories", timeout
+        )
+
+    async def recall(
+        self, request: RecallRequest, *, timeout: float | None = None
+    ) -> RecallResponse:
+        """Finds the memories of a user that fit a query in words or in meaning, best
+        first. Memories that are inactive or expired are never returned.
+
+        Errors include: NOT_FOUND (the user).
+        """
+        return await self._transport.call(
+            "/hub.v1.MemoryService/Recall", request, RecallResponse, timeout
+        )

@@ -1,0 +1,32 @@
+"""Cortex Hub: the state of AI assistants as one gRPC service over Postgres.
+
+The map of the rooms, from the wire down:
+
+server       the composition root: the only place where the parts meet
+cli          the ``hub`` command
+rpc          the one path of every call: authenticate, check, call, translate errors, observe
+limits       levels, field limits and sensitive fields, read from the protos
+errors       ``HubError`` and the one table from reason to gRPC status code
+caller       the authenticated caller as a value
+
+identity     who is it, what is allowed      each room has the same furniture:
+chat         in which conversation, what       servicer    check, call, convert
+             was said                          service     the rules; opens the transaction
+memory       what is remembered                repository  SQL only, never commits
+knowledge    what is known                     models      the tables
+
+search       one search: embed, ask the view, let Postgres decide
+spaces       the counter by which a view knows that it is up to date
+retrieval    views: vectors, BM25, fusion; knows no gRPC and no SQL
+embedding    texts to vectors
+jobs         background work: ingestion, purge
+
+database     engine, pooled connections that carry their tenant, transactions
+postgres     the embedded Postgres
+preflight    what must be true of a database before the hub serves from it
+migrations   Alembic
+batching     group commit: many waiting calls, one statement
+idempotency  retried calls and their first answers
+paging       page tokens
+passwords, workers, convert, ids, logs, settings   what their names say
+"""

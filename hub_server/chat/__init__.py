@@ -1,0 +1,1 @@
+"""In which conversation, what was said: sessions and messages."""

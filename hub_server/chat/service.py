@@ -1,0 +1,204 @@
+"""Rules of chat. Opens the transactions; knows no gRPC."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from hub_server.batching import Batcher
+from hub_server.caller import Caller
+from hub_server.chat.repository import ChatRepository
+from hub_server.database import Database
+from hub_server.errors import HubError, Reason
+from hub_server.idempotency import KEPT, Claims, Retry
+from hub_server.ids import new_id
+from hub_server.paging import Page, split
+from hub_server.rows import Row, active_user, owned
+
+_MOST_TOGETHER: Final = 128
+_MOST_WAITING: Final = 1024
+# A raced item lost its request id to a group that has committed: the next statement sees it.
+_MOST_RACES: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessage:
+    """A message to append, as the caller gave it."""
+
+    session_id: str
+    role: str
+    message_type: str
+    content: str
+    token_count: int
+    model_name: str
+    model_response_time: int | None
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Append:
+    """One append on its way to Postgres."""
+
+    caller: Caller
+    message: NewMessage
+    message_id: str
+    retry: Retry
+
+
+class ChatService:
+    """Sessions and the messages in them."""
+
+    def __init__(self, database: Database) -> None:
+        """Keep everything in the given database."""
+        self._database = database
+        self._batchers: dict[str, Batcher[_Append, Row]] = {}
+
+    async def create_session(
+        self, caller: Caller, retry: Retry, user_id: str, values: Mapping[str, Any]
+    ) -> Row:
+        """Start a session with the given title, model and metadata.
+
+        Raises NOT_FOUND, USER_DISABLED, SESSION_LIMIT or REQUEST_ID_REUSED.
+        """
+        async with self._database.transaction(caller) as connection:
+            repository = ChatRepository(connection, caller.tenant_id)
+            user = active_user(await repository.lock_user(user_id))
+            claims = Claims(connection, caller.tenant_id, user_id)
+            if (answer := await claims.claim(retry)) is not None:
+                return answer
+            limit = _session_limit(user)
+            if limit is not None and await repository.count_active(user_id) >= limit:
+                raise HubError(Reason.REASON_SESSION_LIMIT, limit=str(limit))
+            session = await repository.add_session(user_id=user_id, **values)
+            await claims.keep(retry, session)
+            return session
+
+    async def get_session(self, caller: Caller, session_id: str) -> Row:
+        """Return a session. Raises NOT_FOUND or USER_DISABLED."""
+        async with self._database.statement(caller) as connection:
+            session = await ChatRepository(connection, caller.tenant_id).session(session_id)
+        return owned(caller, session, "session")
+
+    async def list_sessions(
+        self, caller: Caller, user_id: str, page: Page
+    ) -> tuple[Sequence[Row], str | None]:
+        """Return a page of sessions and the key of the next. Raises NOT_FOUND or USER_DISABLED."""
+        async with self._database.statement(caller) as connection:
+            rows = await ChatRepository(connection, caller.tenant_id).list_sessions(user_id, page)
+        active_user(rows[0] if rows else None)
+        sessions = [row for row in rows if row["session_id"] is not None]
+        return split(sessions, page.size, lambda row: str(row["session_id"]))
+
+    async def end_session(self, caller: Caller, session_id: str) -> Row:
+        """End a session. Raises NOT_FOUND or USER_DISABLED."""
+        async with self._database.transaction(caller) as connection:
+            repository = ChatRepository(connection, caller.tenant_id)
+            owned(caller, await repository.session(session_id), "session")
+            return await repository.end_session(session_id)
+
+    async def append(self, caller: Caller, retry: Retry, message: NewMessage) -> Row:
+        """Append a message; return it with its seq.
+
+        Raises NOT_FOUND, USER_DISABLED, SESSION_ENDED, FEATURE_DISABLED, REQUEST_ID_REUSED or
+        OVERLOADED.
+        """
+        append = _Append(caller, message, new_id(), retry)
+        for _ in range(_MOST_RACES):
+            row = await self._batcher(caller.tenant_id).submit(append)
+            if row["outcome"] in ("ACCEPTED", "REPEATED"):
+                return _appended(message, row)
+            if row["outcome"] != "RACED":
+                raise _refusal(row["outcome"])
+        raise HubError(Reason.REASON_UNAVAILABLE)
+
+    async def list_messages(
+        self, caller: Caller, session_id: str, page: Page, *, newest_first: bool
+    ) -> tuple[Sequence[Row], str | None]:
+        """Return a page of messages and the key of the next.
+
+        Raises NOT_FOUND, USER_DISABLED or FEATURE_DISABLED.
+        """
+        async with self._database.statement(caller) as connection:
+            repository = ChatRepository(connection, caller.tenant_id)
+            rows = await repository.list_messages(session_id, page, newest_first=newest_first)
+        session = owned(caller, rows[0] if rows else None, "session")
+        if not session["enable_chat_history"]:
+            raise HubError(Reason.REASON_FEATURE_DISABLED, feature="enable_chat_history")
+        messages = [row for row in rows if row["seq"] is not None]
+        return split(messages, page.size, lambda row: str(row["seq"]))
+
+    def _batcher(self, tenant_id: str) -> Batcher[_Append, Row]:
+        """Return the queue of a tenant; a group never mixes tenants."""
+        batcher = self._batchers.get(tenant_id)
+        if batcher is None:
+            self._batchers = {key: one for key, one in self._batchers.items() if not one.idle}
+            batcher = self._batchers[tenant_id] = Batcher(
+                self._flush, most_items=_MOST_TOGETHER, most_waiting=_MOST_WAITING
+            )
+        return batcher
+
+    async def _flush(self, group: Sequence[_Append]) -> Sequence[Row]:
+        # The most patient caller's deadline: the others' calls end without stopping the group.
+        caller = max((append.caller for append in group), key=lambda caller: caller.deadline)
+        async with self._database.statement(caller) as connection:
+            repository = ChatRepository(connection, caller.tenant_id)
+            return await repository.append(_columns(group), KEPT)
+
+
+def _columns(group: Sequence[_Append]) -> dict[str, list[Any]]:
+    """Return the group as one array for each column, as the statement takes it."""
+    messages = [append.message for append in group]
+    return {
+        "session_id": [message.session_id for message in messages],
+        "user_id": [append.caller.user_id for append in group],
+        "message_id": [append.message_id for append in group],
+        "role": [message.role for message in messages],
+        "message_type": [message.message_type for message in messages],
+        "content": [message.content for message in messages],
+        "token_count": [message.token_count for message in messages],
+        "model_name": [message.model_name for message in messages],
+        "model_response_time": [message.model_response_time for message in messages],
+        "metadata": [json.dumps(message.metadata) for message in messages],
+        "request_id": [append.retry.request_id or None for append in group],
+        "fingerprint": [append.retry.fingerprint for append in group],
+    }
+
+
+def _refusal(outcome: str) -> HubError:
+    """Return why the statement did not take a message."""
+    match outcome:
+        case "USER_DISABLED":
+            return HubError(Reason.REASON_USER_DISABLED)
+        case "REUSED":
+            return HubError(Reason.REASON_REQUEST_ID_REUSED)
+        case "ENDED":
+            return HubError(Reason.REASON_SESSION_ENDED)
+        case "NO_TOOL":
+            return HubError(Reason.REASON_FEATURE_DISABLED, feature="enable_tool")
+        case _:
+            return HubError(Reason.REASON_NOT_FOUND, resource="session")
+
+
+def _appended(message: NewMessage, row: Row) -> Row:
+    """Return the message as it was stored: what the caller gave and what the hub added."""
+    return {
+        "session_id": message.session_id,
+        "seq": row["seq"],
+        "message_id": row["message_id"],
+        "role": message.role,
+        "message_type": message.message_type,
+        "content": message.content if row["is_kept"] else None,
+        "token_count": message.token_count,
+        "model_name": message.model_name,
+        "model_response_time": message.model_response_time,
+        "metadata": message.metadata if row["is_kept"] else None,
+        "created_at": row["created_at"],
+    }
+
+
+def _session_limit(user: Row) -> int | None:
+    """Return how many sessions of the user may be active; None = any number."""
+    limit: int | None = user["max_sessions"]
+    if user["enable_multichat"]:
+        return limit
+    return 1 if limit is None else min(1, limit)

@@ -1,0 +1,101 @@
+"""Values to and from protobuf that all services share."""
+
+import datetime as dt
+import math
+from typing import Any, Final
+
+from google.protobuf import json_format, struct_pb2, timestamp_pb2
+
+from hub_server.errors import HubError
+
+_DEEPEST: Final = 32
+_NANOS_PER_MICRO: Final = 1000
+
+
+def timestamp_to_pb(value: dt.datetime | None) -> timestamp_pb2.Timestamp | None:
+    """Return the message, or None (which leaves a field unset) for None."""
+    if value is None:
+        return None
+    message = timestamp_pb2.Timestamp()
+    message.FromDatetime(value)
+    return message
+
+
+def timestamp_from_pb(field: str, value: timestamp_pb2.Timestamp) -> dt.datetime:
+    """Return the time to the microsecond. Raises INVALID_FIELD outside the years 1 to 9999."""
+    try:
+        return value.ToDatetime(tzinfo=dt.UTC)
+    except (ValueError, OverflowError) as error:
+        raise HubError.invalid(field, "must be a time of the years 1 to 9999") from error
+
+
+def struct_to_pb(value: dict[str, Any] | None) -> struct_pb2.Struct | None:
+    """Return the message, or None (which leaves a field unset) for nothing."""
+    if not value:
+        return None
+    message = struct_pb2.Struct()
+    json_format.ParseDict(value, message, max_recursion_depth=_DEEPEST * 4)
+    return message
+
+
+def struct_from_pb(field: str, value: struct_pb2.Struct) -> dict[str, Any]:
+    """Return the struct as JSON values.
+
+    Raises INVALID_FIELD for what JSON in Postgres cannot hold: NaN and infinity, the character
+    NUL, values that are not set, and more than 32 levels.
+    """
+    return {_text(field, key): _value(field, item, 1) for key, item in value.fields.items()}
+
+
+def _value(field: str, value: struct_pb2.Value, depth: int) -> Any:
+    kind = value.WhichOneof("kind")
+    if depth > _DEEPEST:
+        raise HubError.invalid(field, f"must have at most {_DEEPEST} levels")
+    match kind:
+        case "string_value":
+            return _text(field, value.string_value)
+        case "number_value":
+            return _number(field, value.number_value)
+        case "bool_value":
+            return value.bool_value
+        case "struct_value":
+            items = value.struct_value.fields.items()
+            return {_text(field, key): _value(field, item, depth + 1) for key, item in items}
+        case "list_value":
+            return [_value(field, item, depth + 1) for item in value.list_value.values]
+        case "null_value":
+            return None
+        case _:
+            raise HubError.invalid(field, "must not hold a value that is not set")
+
+
+def _text(field: str, text: str) -> str:
+    if "\0" in text:
+        raise HubError.invalid(field, "must not contain the character NUL")
+    return text
+
+
+def _number(field: str, number: float) -> float | int:
+    if not math.isfinite(number):
+        raise HubError.invalid(field, "must not hold NaN or infinity")
+    return number
+
+
+def enum_to_text(enum: Any, value: int, default: int | None = None) -> str:
+    """Return how tables spell an enum value: ``ROLE_USER`` is ``user``.
+
+    0 (unspecified) counts as ``default``.
+    """
+    name: str = enum.Name(value or default or 0)
+    return name.removeprefix(_prefix(enum)).lower()
+
+
+def enum_from_text(enum: Any, text: str) -> Any:
+    """Return the enum value that a table spells ``text``."""
+    return enum.Value(_prefix(enum) + text.upper())
+
+
+def _prefix(enum: Any) -> str:
+    """Return ``ROLE_``: what the contract's linter demands before each value of the enum."""
+    name: str = enum.Name(0)
+    return name.removesuffix("UNSPECIFIED")

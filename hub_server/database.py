@@ -1,0 +1,195 @@
+"""The engine: pooled connections that carry their tenant, and transactions for one tenant.
+
+A session-level setting holds the tenant, so that a use case of one statement costs one round
+trip. Checkout is the only way to a connection and sets tenant and time limit when they differ; a
+connection whose work failed is closed, never reused; a connection without a tenant sees no rows,
+since row security compares with the setting.
+"""
+
+import math
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from hub_server.caller import Caller
+from hub_server.errors import HubError, Reason
+
+metadata = sa.MetaData()
+
+TENANT_SETTING: Final = "hub.tenant"
+_SYSTEM_CONNECTIONS: Final = 4
+_SYSTEM_TIMEOUT_MS: Final = 5_000
+_POOL_WAIT_SECONDS: Final = 5.0
+# Statement limits are powers of two seconds: a pooled connection then rarely has to change its
+# limit, which would cost a round trip. A statement outlives its call's deadline by less than 2x.
+_LONGEST_STATEMENT_SECONDS: Final = 64
+
+_SET = sa.text(
+    "SELECT set_config('hub.tenant', :tenant, :local),"
+    " set_config('statement_timeout', :timeout_ms, :local)"
+)
+
+
+class Database:
+    """The hub's way to Postgres. One per process, made after the event loop started."""
+
+    def __init__(self, url: str, *, role: str, pool_size: int, pooler: bool = False) -> None:
+        """Prepare the pools; nothing connects before the first use.
+
+        With ``pooler`` (a transaction-mode pooler stands in between) no state outlives a
+        transaction, so the tenant is set anew in each, and the URL must log in as ``role``.
+        """
+        self._pooler = pooler
+        self._tenants = _engine(url, role, pool_size, pooler=pooler)
+        self._system = _engine(url, role, _SYSTEM_CONNECTIONS, pooler=pooler)
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine of tenant connections, for those who count its statements."""
+        return self._tenants
+
+    @asynccontextmanager
+    async def transaction(self, caller: Caller) -> AsyncIterator[AsyncConnection]:
+        """Open a transaction in the caller's tenant; commit at the end, roll back on an error.
+
+        Raises UNAVAILABLE, OVERLOADED, DEADLINE_EXCEEDED or INTERNAL for faults of Postgres.
+        """
+        async with self._checkout(caller) as connection:
+            transaction = await connection.execution_options(isolation_level="READ COMMITTED")
+            async with transaction.begin():
+                if self._pooler:
+                    await transaction.execute(_SET, _wanted(caller) | {"local": True})
+                yield transaction
+
+    @asynccontextmanager
+    async def statement(self, caller: Caller) -> AsyncIterator[AsyncConnection]:
+        """Lend a connection for exactly one statement, which is its own transaction.
+
+        Raises what ``transaction`` raises.
+        """
+        if self._pooler:
+            async with self.transaction(caller) as connection:
+                yield connection
+        else:
+            async with self._checkout(caller) as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def system(self) -> AsyncIterator[AsyncConnection]:
+        """Lend a connection that has no tenant, and so sees no tenant's rows.
+
+        It serves the functions that look across tenants (authentication, the claim of jobs),
+        which belong to the owner and answer only what they were made for.
+        """
+        async with _lent(self._system) as connection:
+            yield connection
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._tenants.dispose()
+        await self._system.dispose()
+
+    @asynccontextmanager
+    async def _checkout(self, caller: Caller) -> AsyncIterator[AsyncConnection]:
+        async with _lent(self._tenants) as connection:
+            wanted = _wanted(caller)
+            if not self._pooler and connection.info.get("carries") != wanted:
+                await connection.execute(_SET, wanted | {"local": False})
+                await connection.commit()
+                connection.info["carries"] = wanted
+            yield connection
+
+
+@asynccontextmanager
+async def _lent(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Lend a connection; close it when its work failed, since its state is then unknown."""
+    try:
+        async with engine.connect() as connection:
+            try:
+                yield connection
+            except HubError:
+                raise
+            except BaseException:
+                await connection.invalidate()
+                raise
+    except (DBAPIError, PoolTimeoutError) as error:
+        raise HubError(_reason(error)) from error
+
+
+def _reason(error: DBAPIError | PoolTimeoutError) -> Reason.ValueType:
+    """Return what a driver's failure means to a caller; its text never crosses the wire."""
+    if isinstance(error, PoolTimeoutError):
+        return Reason.REASON_OVERLOADED
+    if isinstance(error.orig, psycopg.errors.QueryCanceled):
+        return Reason.REASON_DEADLINE_EXCEEDED
+    if error.connection_invalidated or isinstance(error.orig, psycopg.OperationalError):
+        return Reason.REASON_UNAVAILABLE
+    return Reason.REASON_INTERNAL
+
+
+def _wanted(caller: Caller) -> dict[str, Any]:
+    """Return the settings a connection must carry for this caller."""
+    left = min(max(caller.deadline - time.monotonic(), 1.0), _LONGEST_STATEMENT_SECONDS)
+    seconds = 2 ** math.ceil(math.log2(left))
+    return {"tenant": caller.tenant_id, "timeout_ms": str(seconds * 1000)}
+
+
+def _engine(url: str, role: str, pool_size: int, *, pooler: bool) -> AsyncEngine:
+    arguments: dict[str, Any] = {"application_name": "cortex-hub"}
+    if pooler:
+        arguments["prepare_threshold"] = None
+    else:
+        arguments["options"] = (
+            f"-c role={role} -c statement_timeout={_SYSTEM_TIMEOUT_MS}"
+            " -c timezone=UTC"
+            f" -c idle_in_transaction_session_timeout={_LONGEST_STATEMENT_SECONDS * 1000}"
+        )
+    return create_async_engine(
+        driver_url(url),
+        isolation_level="AUTOCOMMIT",
+        hide_parameters=True,  # they are the words of users, and errors are logged
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=_POOL_WAIT_SECONDS,
+        pool_use_lifo=True,
+        connect_args=arguments,
+    )
+
+
+def driver_url(url: str) -> sa.URL:
+    """Return the URL with psycopg 3 as its driver, whatever ``postgresql://`` form it had."""
+    return sa.make_url(url).set(drivername="postgresql+psycopg")
+
+
+def as_role(url: str, role: str) -> str:
+    """Return the URL logging in as another role, for a server that trusts its socket."""
+    return sa.make_url(url).set(username=role).render_as_string(hide_password=False)
+
+
+def tenant_table(name: str, *items: sa.schema.SchemaItem) -> sa.Table:
+    """Declare a table every row of which belongs to a tenant, with the common columns."""
+    return sa.Table(
+        name,
+        metadata,
+        identifier("tenant_id", nullable=False),
+        timestamp("created_at", nullable=False, server_default=sa.func.now()),
+        timestamp("updated_at", nullable=False, server_default=sa.func.now()),
+        *items,
+    )
+
+
+def timestamp(name: str, **options: Any) -> sa.Column[Any]:
+    """Declare a column of points in time, with time zone."""
+    return sa.Column(name, sa.DateTime(timezone=True), **options)
+
+
+def identifier(name: str, **options: Any) -> sa.Column[str]:
+    """Declare a column of UUIDs, which Python sees as canonical strings."""
+    return sa.Column(name, sa.Uuid(as_uuid=False), **options)

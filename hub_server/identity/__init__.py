@@ -1,0 +1,1 @@
+"""Who is it, what is allowed: tenants, users, configurations, credentials."""

@@ -1,0 +1,54 @@
+"""The first start in an empty database: the tenant ``default`` and a service key for it."""
+
+import os
+from pathlib import Path
+
+from hub_server.caller import Caller
+from hub_server.database import Database
+from hub_server.identity.repository import IdentityRepository, SystemRepository
+from hub_server.identity.secrets import SERVICE_KEY, Secret
+from hub_server.identity.service import DEFAULT_TENANT
+from hub_server.ids import new_id
+
+
+async def ensure_default_tenant(database: Database, key_file: Path) -> bool:
+    """Create the tenant and write its key, unless the database has tenants; tell whether it did.
+
+    The key is on disk before the tenant is committed: a crash in between leaves a file with a
+    key nobody honours, which the next start replaces, but never a tenant without a key. Of several
+    hubs that start at once one creates the tenant.
+    """
+    async with database.system() as connection:
+        if await SystemRepository(connection).has_tenants():
+            return False
+    caller, secret = Caller.hub(new_id()), Secret.new(SERVICE_KEY)
+    async with database.transaction(caller) as connection:
+        repository = IdentityRepository(connection, caller.tenant_id)
+        if not await repository.add_tenant(DEFAULT_TENANT):
+            return False
+        await repository.add_credential("service_key", secret.hash, name="first start")
+        _write_private(key_file, secret.text)
+    return True
+
+
+async def shared_key(database: Database, name: str) -> bytes:
+    """Return a secret that all hubs over this database share, such as ``page_token``."""
+    async with database.system() as connection:
+        return await SystemRepository(connection).key(name)
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Replace a file by one that only this user can read, durably and at once."""
+    temporary = path.with_suffix(".new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

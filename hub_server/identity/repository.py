@@ -1,0 +1,174 @@
+"""SQL of identity. Returns rows; never commits."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from hub_server.identity.models import credentials, hub_keys, tenants, user_configs, users
+from hub_server.ids import new_id
+from hub_server.paging import Page
+from hub_server.rows import Row
+
+_USER: Final = (
+    users.c.user_id,
+    users.c.email,
+    users.c.display_name,
+    users.c.is_active,
+    users.c.last_login,
+    users.c.created_at,
+    users.c.updated_at,
+)
+_CONFIG: Final = tuple(
+    column for column in user_configs.c if column.name not in ("tenant_id", "config_id")
+)
+_AUTHENTICATE: Final = sa.text(
+    "SELECT secret_hash, tenant_id, credential_id, kind, user_id FROM hub_authenticate(:hashes)"
+).columns(
+    tenant_id=sa.Uuid(as_uuid=False),
+    credential_id=sa.Uuid(as_uuid=False),
+    user_id=sa.Uuid(as_uuid=False),
+)
+_TENANT_NAMED: Final = sa.text("SELECT hub_tenant_named(:name) AS tenant_id").columns(
+    tenant_id=sa.Uuid(as_uuid=False)
+)
+
+
+class SystemRepository:
+    """What is asked before a tenant is known; each is a function of the owner."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        """Work on a connection that carries no tenant."""
+        self._connection = connection
+
+    async def authenticate(self, hashes: Sequence[bytes]) -> Sequence[Row]:
+        """Return the credentials among these hashes that are valid now."""
+        result = await self._connection.execute(_AUTHENTICATE, {"hashes": list(hashes)})
+        return result.mappings().all()
+
+    async def tenant_named(self, name: str) -> str | None:
+        """Return the id of an active tenant, or None."""
+        tenant: str | None = await self._connection.scalar(_TENANT_NAMED, {"name": name})
+        return tenant
+
+    async def has_tenants(self) -> bool:
+        """Tell whether any tenant exists."""
+        return bool(await self._connection.scalar(sa.text("SELECT hub_has_tenants()")))
+
+    async def key(self, name: str) -> bytes:
+        """Return a secret that all hubs over this database share."""
+        query = sa.select(hub_keys.c.secret).where(hub_keys.c.name == name)
+        return bytes((await self._connection.execute(query)).scalar_one())
+
+
+class IdentityRepository:
+    """Users, configurations and credentials of one tenant."""
+
+    def __init__(self, connection: AsyncConnection, tenant_id: str) -> None:
+        """Work within the transaction of ``connection``."""
+        self._connection = connection
+        self._tenant_id = tenant_id
+
+    async def add_tenant(self, name: str) -> bool:
+        """Add this tenant; False when another bears the name already."""
+        statement = insert(tenants).values(tenant_id=self._tenant_id, name=name)
+        statement = statement.on_conflict_do_nothing(index_elements=["name"])
+        added = await self._connection.execute(statement.returning(tenants.c.tenant_id))
+        return added.first() is not None
+
+    async def add_credential(self, kind: str, secret_hash: bytes, **values: Any) -> str:
+        """Add a service key or user token; return its id."""
+        credential_id = new_id()
+        await self._connection.execute(
+            sa.insert(credentials).values(
+                tenant_id=self._tenant_id,
+                credential_id=credential_id,
+                kind=kind,
+                secret_hash=secret_hash,
+                **values,
+            )
+        )
+        return credential_id
+
+    async def add_user(self, **values: Any) -> Row | None:
+        """Add a user with a default configuration; None when the email is taken."""
+        user_id = new_id()
+        statement = (
+            insert(users)
+            .values(tenant_id=self._tenant_id, user_id=user_id, **values)
+            .on_conflict_do_nothing(index_elements=["tenant_id", "email_key"])
+            .returning(*_USER)
+        )
+        row = (await self._connection.execute(statement)).mappings().first()
+        if row is not None:
+            config = {"tenant_id": self._tenant_id, "config_id": new_id(), "user_id": user_id}
+            await self._connection.execute(sa.insert(user_configs).values(config))
+        return row
+
+    async def user(self, user_id: str) -> Row | None:
+        """Return a user, or None."""
+        query = sa.select(*_USER).where(*self._is(user_id))
+        return (await self._connection.execute(query)).mappings().first()
+
+    async def list_users(self, page: Page) -> Sequence[Row]:
+        """Return a page of users and one more, newest first."""
+        query = sa.select(*_USER).where(
+            users.c.tenant_id == self._tenant_id, users.c.deleted_at.is_(None)
+        )
+        if page.after:
+            query = query.where(users.c.user_id < page.after)
+        query = query.order_by(users.c.user_id.desc()).limit(page.size + 1)
+        return (await self._connection.execute(query)).mappings().all()
+
+    async def login(self, email_key: str) -> Row | None:
+        """Return what a login decides by, or None when the email is unknown."""
+        query = sa.select(users.c.user_id, users.c.password_hash, users.c.is_active).where(
+            users.c.tenant_id == self._tenant_id,
+            users.c.email_key == email_key,
+            users.c.deleted_at.is_(None),
+        )
+        return (await self._connection.execute(query)).mappings().first()
+
+    async def touch_login(self, user_id: str) -> Row | None:
+        """Note that a user logged in; return the user, or None when disabled meanwhile."""
+        statement = (
+            sa.update(users)
+            .where(*self._is(user_id), users.c.is_active)
+            .values(last_login=sa.func.now())
+            .returning(*_USER)
+        )
+        return (await self._connection.execute(statement)).mappings().first()
+
+    async def config(self, user_id: str, *, lock: bool = False) -> Row | None:
+        """Return a user's configuration, or None; with ``lock`` nobody else changes it."""
+        query = (
+            sa.select(*_CONFIG)
+            .join(users, sa.and_(*self._is(user_id), _same_user(users, user_configs)))
+            .where(user_configs.c.tenant_id == self._tenant_id)
+        )
+        if lock:
+            query = query.with_for_update(of=user_configs)
+        return (await self._connection.execute(query)).mappings().first()
+
+    async def set_config(self, user_id: str, values: dict[str, Any]) -> Row:
+        """Change a configuration that exists; return it."""
+        statement = (
+            sa.update(user_configs)
+            .where(user_configs.c.tenant_id == self._tenant_id, user_configs.c.user_id == user_id)
+            .values(**values, updated_at=sa.func.clock_timestamp())
+            .returning(*_CONFIG)
+        )
+        return (await self._connection.execute(statement)).mappings().one()
+
+    def _is(self, user_id: str) -> tuple[sa.ColumnElement[bool], ...]:
+        return (
+            users.c.tenant_id == self._tenant_id,
+            users.c.user_id == user_id,
+            users.c.deleted_at.is_(None),
+        )
+
+
+def _same_user(left: sa.FromClause, right: sa.FromClause) -> sa.ColumnElement[bool]:
+    return sa.and_(left.c.tenant_id == right.c.tenant_id, left.c.user_id == right.c.user_id)

@@ -1,0 +1,168 @@
+"""Rules of identity. Opens the transactions; knows no gRPC."""
+
+import base64
+import datetime as dt
+import hashlib
+import re
+import unicodedata
+import zoneinfo
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from hub_server.caller import Caller
+from hub_server.database import Database
+from hub_server.errors import HubError, Reason
+from hub_server.idempotency import NO_USER, Claims, Retry
+from hub_server.identity.repository import IdentityRepository, SystemRepository
+from hub_server.identity.secrets import USER_TOKEN, Secret
+from hub_server.paging import Page, split
+from hub_server.passwords import Passwords
+from hub_server.rows import Row
+
+DEFAULT_TENANT: Final = "default"
+_LANGUAGE: Final = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
+_DEFAULTS: Final[Mapping[str, Any]] = {
+    "enable_multichat": True,
+    "enable_chat_history": True,
+    "enable_rag": True,
+    "enable_tool": True,
+    "max_sessions": None,
+    "preferred_language": "en",
+    "timezone": "UTC",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A user token as it is shown once, when it ends, and whose it is."""
+
+    token: str
+    expires_at: dt.datetime
+    user: Row
+
+
+class IdentityService:
+    """Users, their configurations, and logins."""
+
+    def __init__(self, database: Database, passwords: Passwords, token_ttl: dt.timedelta) -> None:
+        """``token_ttl`` is how long a user token is valid."""
+        self._database = database
+        self._passwords = passwords
+        self._token_ttl = token_ttl
+
+    async def create_user(
+        self, caller: Caller, retry: Retry, email: str, password: str | None, display_name: str
+    ) -> Row:
+        """Create a user. Raises EMAIL_TAKEN or REQUEST_ID_REUSED."""
+        hashed = None if password is None else await self._passwords.hash(password)
+        async with self._database.transaction(caller) as connection:
+            claims = Claims(connection, caller.tenant_id, NO_USER)
+            if (answer := await claims.claim(retry)) is not None:
+                return answer
+            user = await IdentityRepository(connection, caller.tenant_id).add_user(
+                email=email,
+                email_key=email_key(email),
+                password_hash=hashed,
+                display_name=display_name,
+            )
+            if user is None:
+                raise HubError(Reason.REASON_EMAIL_TAKEN)
+            await claims.keep(retry, user)
+            return user
+
+    async def get_user(self, caller: Caller, user_id: str) -> Row:
+        """Return a user. Raises NOT_FOUND."""
+        async with self._database.statement(caller) as connection:
+            user = await IdentityRepository(connection, caller.tenant_id).user(user_id)
+        return _found(user)
+
+    async def list_users(self, caller: Caller, page: Page) -> tuple[Sequence[Row], str | None]:
+        """Return a page of users and the key of the next."""
+        async with self._database.statement(caller) as connection:
+            rows = await IdentityRepository(connection, caller.tenant_id).list_users(page)
+        return split(rows, page.size, lambda row: str(row["user_id"]))
+
+    async def login(self, caller: Caller | None, email: str, password: str) -> Login:
+        """Exchange email and password for a token. Raises LOGIN_FAILED.
+
+        Whatever is wrong, one hash is computed, so that time tells nothing of the cause.
+        """
+        caller = caller or await self._default_tenant()
+        async with self._database.statement(caller) as connection:
+            repository = IdentityRepository(connection, caller.tenant_id)
+            row = await repository.login(email_key(email))
+        fits = await self._passwords.verify(password, None if row is None else row["password_hash"])
+        if row is None or not fits or not row["is_active"]:
+            raise HubError(Reason.REASON_LOGIN_FAILED)
+        return await self._issue(caller, row["user_id"])
+
+    async def get_config(self, caller: Caller, user_id: str) -> Row:
+        """Return a user's configuration. Raises NOT_FOUND."""
+        async with self._database.statement(caller) as connection:
+            config = await IdentityRepository(connection, caller.tenant_id).config(user_id)
+        return _found(config)
+
+    async def update_config(
+        self, caller: Caller, user_id: str, changes: Mapping[str, Any], etag: str
+    ) -> Row:
+        """Change a configuration; None as a value stands for the default.
+
+        Raises INVALID_FIELD, NOT_FOUND or ETAG_MISMATCH.
+        """
+        values = {
+            name: _DEFAULTS[name] if value is None else value for name, value in changes.items()
+        }
+        _check_config(values)
+        async with self._database.transaction(caller) as connection:
+            repository = IdentityRepository(connection, caller.tenant_id)
+            current = _found(await repository.config(user_id, lock=True))
+            if etag not in ("", config_etag(current)):
+                raise HubError(Reason.REASON_ETAG_MISMATCH)
+            return await repository.set_config(user_id, values) if values else current
+
+    async def _default_tenant(self) -> Caller:
+        async with self._database.system() as connection:
+            tenant_id = await SystemRepository(connection).tenant_named(DEFAULT_TENANT)
+        if tenant_id is None:
+            raise HubError(Reason.REASON_CREDENTIAL_MISSING)
+        return Caller.hub(tenant_id)
+
+    async def _issue(self, caller: Caller, user_id: str) -> Login:
+        secret = Secret.new(USER_TOKEN)
+        expires_at = dt.datetime.now(dt.UTC) + self._token_ttl
+        async with self._database.transaction(caller) as connection:
+            repository = IdentityRepository(connection, caller.tenant_id)
+            user = await repository.touch_login(user_id)
+            if user is None:
+                raise HubError(Reason.REASON_LOGIN_FAILED)
+            await repository.add_credential(
+                "user_token", secret.hash, user_id=user_id, expires_at=expires_at
+            )
+        return Login(secret.text, expires_at, user)
+
+
+def email_key(email: str) -> str:
+    """Return the form in which emails are compared: case and width of letters do not count."""
+    return unicodedata.normalize("NFKC", email).casefold()
+
+
+def config_etag(config: Row) -> str:
+    """Return the version of a configuration: 22 characters that change with every update."""
+    text = repr([*(config[name] for name in _DEFAULTS), config["updated_at"].timestamp()])
+    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()[:16])[:22].decode()
+
+
+def _check_config(values: Mapping[str, Any]) -> None:
+    try:
+        zoneinfo.ZoneInfo(values.get("timezone", "UTC"))
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise HubError.invalid("config.timezone", "must be an IANA time zone") from error
+    if not _LANGUAGE.fullmatch(values.get("preferred_language", "en")):
+        raise HubError.invalid("config.preferred_language", "must be a BCP 47 language tag")
+
+
+def _found(row: Row | None) -> Row:
+    if row is None:
+        raise HubError(Reason.REASON_NOT_FOUND, resource="user")
+    return row

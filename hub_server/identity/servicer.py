@@ -1,0 +1,120 @@
+"""IdentityService on the wire: check, call, convert."""
+
+from typing import Any, Final
+
+from google.protobuf.message import Message
+
+from hub_client.v1 import identity_pb2 as pb
+from hub_server.caller import Caller
+from hub_server.convert import timestamp_to_pb
+from hub_server.errors import HubError
+from hub_server.idempotency import retry_of
+from hub_server.identity.service import IdentityService, config_etag
+from hub_server.paging import PageTokens
+from hub_server.rows import Row
+
+_SETTABLE: Final = (
+    "enable_multichat",
+    "enable_chat_history",
+    "enable_rag",
+    "enable_tool",
+    "max_sessions",
+    "preferred_language",
+    "timezone",
+)
+
+
+class IdentityServicer:
+    """Serves hub.v1.IdentityService."""
+
+    def __init__(self, service: IdentityService, pages: PageTokens) -> None:
+        """Serve the given rules."""
+        self._identity = service
+        self._pages = pages
+
+    async def CreateUser(
+        self, request: pb.CreateUserRequest, caller: Caller
+    ) -> pb.CreateUserResponse:
+        """Create a user."""
+        password = request.password if request.HasField("password") else None
+        user = await self._identity.create_user(
+            caller, retry_of(request), request.email, password, request.display_name
+        )
+        return pb.CreateUserResponse(user=_user_to_pb(user))
+
+    async def GetUser(self, request: pb.GetUserRequest, caller: Caller) -> pb.GetUserResponse:
+        """Return a user."""
+        user = await self._identity.get_user(caller, caller.acting_for(request.user_id))
+        return pb.GetUserResponse(user=_user_to_pb(user))
+
+    async def ListUsers(self, request: pb.ListUsersRequest, caller: Caller) -> pb.ListUsersResponse:
+        """List users."""
+        page = self._pages.read(caller, request, request.page_size, request.page_token)
+        users, after = await self._identity.list_users(caller, page)
+        return pb.ListUsersResponse(
+            users=map(_user_to_pb, users), next_page_token=self._pages.next(caller, request, after)
+        )
+
+    async def Login(self, request: pb.LoginRequest, caller: Caller | None) -> pb.LoginResponse:
+        """Exchange email and password for a token."""
+        login = await self._identity.login(caller, request.email, request.password)
+        return pb.LoginResponse(
+            token=login.token,
+            expires_at=timestamp_to_pb(login.expires_at),
+            user=_user_to_pb(login.user),
+        )
+
+    async def GetUserConfig(
+        self, request: pb.GetUserConfigRequest, caller: Caller
+    ) -> pb.GetUserConfigResponse:
+        """Return a configuration."""
+        config = await self._identity.get_config(caller, caller.acting_for(request.user_id))
+        return pb.GetUserConfigResponse(config=_config_to_pb(config))
+
+    async def UpdateUserConfig(
+        self, request: pb.UpdateUserConfigRequest, caller: Caller
+    ) -> pb.UpdateUserConfigResponse:
+        """Change a configuration."""
+        config = await self._identity.update_config(
+            caller, request.config.user_id, _changes(request), request.config.etag
+        )
+        return pb.UpdateUserConfigResponse(config=_config_to_pb(config))
+
+
+def _changes(request: pb.UpdateUserConfigRequest) -> dict[str, Any]:
+    """Return the values to set; None = back to the default. Raises INVALID_FIELD."""
+    config, paths = request.config, list(request.update_mask.paths)
+    if not paths:
+        paths = [name for name in _SETTABLE if config.HasField(name)]
+    elif paths == ["*"]:
+        paths = list(_SETTABLE)
+    unknown = [path for path in paths if path not in _SETTABLE]
+    if unknown:
+        raise HubError.invalid("update_mask", f"may name: {', '.join(_SETTABLE)}")
+    return {name: _get(config, name) for name in paths}
+
+
+def _get(message: Message, name: str) -> Any:
+    return getattr(message, name) if message.HasField(name) else None
+
+
+def _user_to_pb(user: Row) -> pb.User:
+    return pb.User(
+        user_id=user["user_id"],
+        email=user["email"],
+        display_name=user["display_name"],
+        is_active=user["is_active"],
+        last_login=timestamp_to_pb(user["last_login"]),
+        created_at=timestamp_to_pb(user["created_at"]),
+        updated_at=timestamp_to_pb(user["updated_at"]),
+    )
+
+
+def _config_to_pb(config: Row) -> pb.UserConfig:
+    return pb.UserConfig(
+        user_id=config["user_id"],
+        **{name: config[name] for name in _SETTABLE},
+        etag=config_etag(config),
+        created_at=timestamp_to_pb(config["created_at"]),
+        updated_at=timestamp_to_pb(config["updated_at"]),
+    )

@@ -1,0 +1,26 @@
+"""The purge of request ids whose 24 hours are over, of all tenants."""
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from hub_server import idempotency
+from hub_server.database import Database
+from hub_server.errors import HubError
+from hub_server.rpc import causes
+
+_EVERY_SECONDS: Final = 3600.0
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.purge")
+
+
+async def run(database: Database) -> None:
+    """Purge now and then every hour, until cancelled."""
+    while True:
+        try:
+            async with database.system() as connection:
+                log.info("purged", request_ids=await idempotency.purge(connection))
+        except HubError as error:
+            log.warning("purge put off", cause=causes(error))
+        await asyncio.sleep(_EVERY_SECONDS)

@@ -1,0 +1,72 @@
+"""Tables of knowledge: what is known, and which of it was shown to whom."""
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+
+from hub_server.database import identifier, tenant_table, timestamp
+
+documents = tenant_table(
+    "documents",
+    identifier("document_id", nullable=False),
+    identifier("user_id", nullable=False),
+    sa.Column("title", sa.Text, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("source_url", sa.Text, nullable=False, server_default=""),
+    sa.Column("author", sa.Text, nullable=False, server_default=""),
+    sa.Column("status", sa.Text, nullable=False),  # processing | ready | failed
+    sa.Column("error", sa.Text, nullable=False, server_default=""),
+    sa.Column("content_hash", sa.LargeBinary, nullable=False),  # SHA-256 of the text
+    sa.Column("chunk_count", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("metadata", JSONB, nullable=False, server_default=sa.text("'{}'")),
+    # The seq in its user's knowledge space at which searches last had to learn of a change; all
+    # chunks of a document come and go with it. NULL = searches never saw it.
+    sa.Column("space_seq", sa.BigInteger),
+    # Who may work on it until when: the lease of the worker that made this attempt.
+    sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
+    timestamp("lease_expires_at"),
+    timestamp("deleted_at"),
+    sa.PrimaryKeyConstraint("tenant_id", "document_id"),
+    sa.ForeignKeyConstraint(["tenant_id", "user_id"], ["users.tenant_id", "users.user_id"]),
+    sa.Index("documents_of_user", "tenant_id", "user_id", "document_id"),
+    sa.Index("documents_changes", "tenant_id", "user_id", "space_seq"),
+    sa.Index(
+        "documents_processing", "document_id", postgresql_where=sa.text("status = 'processing'")
+    ),
+)
+
+# "vector_db" in the seed vocabulary.
+chunks = tenant_table(
+    "chunks",
+    identifier("chunk_id", nullable=False),
+    identifier("document_id", nullable=False),
+    identifier("user_id", nullable=False),
+    sa.Column("chunk_index", sa.Integer, nullable=False),
+    sa.Column("content", sa.Text, nullable=False),
+    sa.Column("token_count", sa.Integer, nullable=False),
+    sa.Column("embedding", sa.LargeBinary, nullable=False),  # float32, little-endian
+    sa.Column("embedding_model", sa.Text, nullable=False),
+    sa.Column("metadata", JSONB, nullable=False),
+    sa.PrimaryKeyConstraint("tenant_id", "chunk_id"),
+    sa.UniqueConstraint("tenant_id", "document_id", "chunk_index"),
+    sa.ForeignKeyConstraint(
+        ["tenant_id", "document_id"], ["documents.tenant_id", "documents.document_id"]
+    ),
+)
+
+# "vector_metadata" in the seed vocabulary: one row for each hit of a recorded search.
+retrievals = tenant_table(
+    "retrievals",
+    identifier("retrieval_id", nullable=False),
+    sa.Column("rank", sa.Integer, nullable=False),  # 1 = best
+    identifier("session_id", nullable=False),
+    identifier("user_id", nullable=False),
+    identifier("chunk_id", nullable=False),
+    sa.Column("query", sa.Text, nullable=False),
+    sa.Column("score", sa.Double, nullable=False),
+    sa.Column("embedding_model", sa.Text, nullable=False),
+    sa.PrimaryKeyConstraint("tenant_id", "retrieval_id", "rank"),
+    sa.ForeignKeyConstraint(
+        ["tenant_id", "session_id"], ["chat_sessions.tenant_id", "chat_sessions.session_id"]
+    ),
+    sa.Index("retrievals_of_session", "tenant_id", "session_id", "retrieval_id"),
+)

@@ -1,0 +1,276 @@
+"""SQL of knowledge. Returns rows; never commits."""
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from hub_server.chat.models import chat_sessions
+from hub_server.identity.models import users
+from hub_server.ids import new_id
+from hub_server.knowledge.models import chunks, documents, retrievals
+from hub_server.paging import Page
+from hub_server.retrieval.view import Change, IndexedRow
+from hub_server.rows import Row
+
+_DOCUMENT: Final = (
+    documents.c.document_id,
+    documents.c.user_id,
+    documents.c.title,
+    documents.c.source_url,
+    documents.c.author,
+    documents.c.status,
+    documents.c.error,
+    documents.c.chunk_count,
+    documents.c.metadata,
+    documents.c.created_at,
+    documents.c.updated_at,
+)
+# Documents that one statement brings to a view: enough to make the round trip small beside the
+# work, few enough to keep the largest ones within some 100 MB.
+_MOST_CHANGES: Final = 64
+_CLAIM: Final = sa.text(
+    "SELECT tenant_id, document_id, attempt FROM hub_claim_document(:lease)"
+).columns(tenant_id=sa.Uuid(as_uuid=False), document_id=sa.Uuid(as_uuid=False))
+
+
+async def claim_document(connection: AsyncConnection, lease: dt.timedelta) -> Row | None:
+    """Claim the oldest document that waits to be processed, of any tenant; None = none waits.
+
+    The claim ends with its lease, and is void when another attempt begins.
+    """
+    return (await connection.execute(_CLAIM, {"lease": lease})).mappings().first()
+
+
+class KnowledgeRepository:
+    """Documents and chunks of one tenant."""
+
+    def __init__(self, connection: AsyncConnection, tenant_id: str) -> None:
+        """Work within the transaction of ``connection``."""
+        self._connection = connection
+        self._tenant_id = tenant_id
+
+    async def add_document(self, **values: Any) -> Row:
+        """Add a document that waits to be processed."""
+        statement = (
+            sa.insert(documents)
+            .values(tenant_id=self._tenant_id, document_id=new_id(), status="processing", **values)
+            .returning(*_DOCUMENT)
+        )
+        return (await self._connection.execute(statement)).mappings().one()
+
+    async def document(self, document_id: str) -> Row | None:
+        """Return a document with ``user_is_active``, or None."""
+        query = (
+            sa.select(*_DOCUMENT, users.c.is_active.label("user_is_active"))
+            .join(
+                users,
+                (users.c.tenant_id == documents.c.tenant_id)
+                & (users.c.user_id == documents.c.user_id),
+            )
+            .where(*self._is(document_id), users.c.deleted_at.is_(None))
+        )
+        return (await self._connection.execute(query)).mappings().first()
+
+    async def list_documents(self, user_id: str, page: Page) -> Sequence[Row]:
+        """Return a page of a user's documents and one more, newest first.
+
+        One row with no document_id stands for a user without documents; no row, for no user.
+        """
+        found = sa.select(*_DOCUMENT).where(
+            documents.c.tenant_id == self._tenant_id,
+            documents.c.user_id == users.c.user_id,
+            documents.c.deleted_at.is_(None),
+        )
+        if page.after:
+            found = found.where(documents.c.document_id < page.after)
+        found = found.order_by(documents.c.document_id.desc()).limit(page.size + 1)
+        rows = found.lateral("page")
+        query = (
+            sa.select(users.c.is_active.label("user_is_active"), rows)
+            .select_from(users.outerjoin(rows, sa.true()))
+            .where(
+                users.c.tenant_id == self._tenant_id,
+                users.c.user_id == user_id,
+                users.c.deleted_at.is_(None),
+            )
+            .order_by(rows.c.document_id.desc())
+        )
+        return (await self._connection.execute(query)).mappings().all()
+
+    async def lock_document(self, document_id: str) -> Row | None:
+        """Hold a document until the transaction ends; return it, or None.
+
+        Whoever takes a seq of its space holds the document first, so that nobody waits in a
+        circle.
+        """
+        query = sa.select(*_DOCUMENT).where(*self._is(document_id)).with_for_update()
+        return (await self._connection.execute(query)).mappings().first()
+
+    async def delete_document(self, document_id: str, seq: int) -> None:
+        """Mark a document deleted, as the ``seq``-th change of its space."""
+        now = sa.func.clock_timestamp()
+        statement = sa.update(documents).where(*self._is(document_id))
+        await self._connection.execute(
+            statement.values(deleted_at=now, updated_at=now, space_seq=seq)
+        )
+
+    async def changes(self, user_id: str, model: str, after: int) -> Sequence[Change]:
+        """Return the next changes of a user's knowledge space after a seq, in order."""
+        shown = (documents.c.status == "ready") & documents.c.deleted_at.is_(None)
+        changed = (
+            sa.select(
+                documents.c.tenant_id,
+                documents.c.document_id,
+                documents.c.space_seq,
+                documents.c.title,
+                shown.label("is_shown"),
+            )
+            .where(
+                documents.c.tenant_id == self._tenant_id,
+                documents.c.user_id == user_id,
+                documents.c.space_seq > after,
+            )
+            .order_by(documents.c.space_seq)
+            .limit(_MOST_CHANGES)
+            .subquery()
+        )
+        of_it = (
+            (chunks.c.tenant_id == changed.c.tenant_id)
+            & (chunks.c.document_id == changed.c.document_id)
+            & changed.c.is_shown
+        )
+        query = sa.select(
+            changed.c.document_id,
+            changed.c.space_seq,
+            changed.c.title,
+            chunks.c.chunk_id,
+            chunks.c.content,
+            chunks.c.embedding,
+            chunks.c.embedding_model,
+        )
+        query = query.select_from(changed.outerjoin(chunks, of_it)).order_by(
+            changed.c.space_seq, chunks.c.chunk_index
+        )
+        rows = (await self._connection.execute(query)).all()
+        groups = groupby(rows, key=lambda row: (row.document_id, row.space_seq))
+        return [
+            Change(document_id, seq, tuple(_indexed(row, model) for row in group if row.chunk_id))
+            for (document_id, seq), group in groups
+        ]
+
+    async def shown_chunks(self, user_id: str, chunk_ids: Sequence[str]) -> Mapping[str, Row]:
+        """Return those of a user's chunks that may be shown now, by id, with their documents."""
+        query = (
+            sa.select(
+                chunks.c.chunk_id,
+                chunks.c.document_id,
+                documents.c.title.label("document_title"),
+                chunks.c.chunk_index,
+                chunks.c.content,
+                chunks.c.token_count,
+                chunks.c.metadata,
+            )
+            .join(
+                documents,
+                (documents.c.tenant_id == chunks.c.tenant_id)
+                & (documents.c.document_id == chunks.c.document_id),
+            )
+            .where(
+                chunks.c.tenant_id == self._tenant_id,
+                chunks.c.user_id == user_id,
+                chunks.c.chunk_id.in_(chunk_ids),
+                documents.c.status == "ready",
+                documents.c.deleted_at.is_(None),
+            )
+        )
+        rows = (await self._connection.execute(query)).mappings().all()
+        return {row["chunk_id"]: row for row in rows}
+
+    async def has_session(self, user_id: str, session_id: str) -> bool:
+        """Tell whether a session is this user's."""
+        query = sa.select(sa.literal(1)).where(
+            chat_sessions.c.tenant_id == self._tenant_id,
+            chat_sessions.c.session_id == session_id,
+            chat_sessions.c.user_id == user_id,
+            chat_sessions.c.deleted_at.is_(None),
+        )
+        return (await self._connection.execute(query)).first() is not None
+
+    async def record(self, hits: Sequence[Mapping[str, Any]], **common: Any) -> None:
+        """Record which chunks one search returned, best first."""
+        common |= {"tenant_id": self._tenant_id, "retrieval_id": new_id()}
+        rows = [{**common, **hit, "rank": rank} for rank, hit in enumerate(hits, start=1)]
+        await self._connection.execute(sa.insert(retrievals).values(rows))
+
+    async def claimed(self, document_id: str, attempt: int) -> Row | None:
+        """Return the text of a document if this attempt still has it, and hold it."""
+        query = (
+            sa.select(
+                documents.c.user_id, documents.c.title, documents.c.text, documents.c.source_url
+            )
+            .where(*self._is_claimed(document_id, attempt))
+            .with_for_update()
+        )
+        return (await self._connection.execute(query)).mappings().first()
+
+    async def set_claimed(self, document_id: str, attempt: int, **values: Any) -> bool:
+        """Change a document if this attempt still has it; tell whether it did."""
+        statement = (
+            sa.update(documents)
+            .where(*self._is_claimed(document_id, attempt))
+            .values(**values, updated_at=sa.func.clock_timestamp())
+        )
+        return (await self._connection.execute(statement)).rowcount == 1
+
+    async def extend_lease(self, document_id: str, attempt: int, lease: dt.timedelta) -> bool:
+        """Let this attempt work on, if it still has the document; tell whether it has."""
+        until = sa.func.clock_timestamp() + lease
+        return await self.set_claimed(document_id, attempt, lease_expires_at=until)
+
+    async def chunks_so_far(self, document_id: str) -> Sequence[tuple[str, str]]:
+        """Return content and embedding model of the chunks that earlier attempts wrote."""
+        query = (
+            sa.select(chunks.c.content, chunks.c.embedding_model)
+            .where(chunks.c.tenant_id == self._tenant_id, chunks.c.document_id == document_id)
+            .order_by(chunks.c.chunk_index)
+        )
+        return [(row.content, row.embedding_model) for row in await self._connection.execute(query)]
+
+    async def drop_chunks(self, document_id: str) -> None:
+        """Remove all chunks of a document."""
+        await self._connection.execute(
+            sa.delete(chunks).where(
+                chunks.c.tenant_id == self._tenant_id, chunks.c.document_id == document_id
+            )
+        )
+
+    async def add_chunks(self, rows: Sequence[Mapping[str, Any]], **common: Any) -> None:
+        """Add chunks; ``common`` are the columns that all of them share."""
+        values = [
+            {"tenant_id": self._tenant_id, "chunk_id": new_id(), **common, **row} for row in rows
+        ]
+        await self._connection.execute(sa.insert(chunks), values)
+
+    def _is(self, document_id: str) -> tuple[sa.ColumnElement[bool], ...]:
+        return (
+            documents.c.tenant_id == self._tenant_id,
+            documents.c.document_id == document_id,
+            documents.c.deleted_at.is_(None),
+        )
+
+    def _is_claimed(self, document_id: str, attempt: int) -> tuple[sa.ColumnElement[bool], ...]:
+        return (
+            *self._is(document_id),
+            documents.c.status == "processing",
+            documents.c.attempt == attempt,
+        )
+
+
+def _indexed(row: Any, model: str) -> IndexedRow:
+    """Return a chunk as its view takes it; a vector of another model is left out."""
+    vector = bytes(row.embedding) if row.embedding_model == model else b""
+    return IndexedRow(row.chunk_id, f"{row.title}\n{row.content}", vector)

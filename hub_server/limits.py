@@ -1,0 +1,157 @@
+"""The contract's options, read from the descriptors once at start-up.
+
+Field limits become one check function per request type; what a request may reveal in a log
+becomes a list of field names. A method or field that declares too little is refused.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+
+from hub_client.v1 import options_pb2
+from hub_client.v1.options_pb2 import FieldLimits, Level
+
+Violation = tuple[str, str]
+Check = Callable[[Message], Iterator[Violation]]
+# One rule looks at a field's value, which is set, and says what is wrong with it.
+_Rule = Callable[[Any], str | None]
+
+_OURS: Final = "hub.v1."
+_UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+# Whether an address works only a mail to it can tell; this refuses what cannot be one.
+_EMAIL: Final = re.compile(r"[^@\s\x00-\x1f]{1,64}@[^@\s\x00-\x1f]+\.?[^@\s\x00-\x1f]+")
+_LONGEST_EMAIL: Final = 254
+_NUMBERS: Final = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
+
+
+class ContractError(Exception):
+    """The protos declare too little or what the hub cannot enforce; it does not start."""
+
+
+def level_of(method: MethodDescriptor) -> Level.ValueType:
+    """Return the level a method declares. Raises ContractError when it declares none."""
+    level: Level.ValueType = method.GetOptions().Extensions[options_pb2.level]
+    if level == Level.LEVEL_UNSPECIFIED:
+        message = f"{method.full_name} declares no level"
+        raise ContractError(message)
+    return level
+
+
+def compile_check(descriptor: Descriptor) -> Check:
+    """Return a function that yields every violation of a request's declared limits.
+
+    Raises ContractError for a string without an upper limit, and for limits on kinds of fields
+    that are not enforced.
+    """
+    checks = [_compile_field(field) for field in descriptor.fields]
+
+    def check(message: Message) -> Iterator[Violation]:
+        for one in checks:
+            yield from one(message)
+
+    return check
+
+
+def loggable_fields(descriptor: Descriptor) -> tuple[str, ...]:
+    """Return the names of the scalar fields that may be logged: those not marked sensitive."""
+    return tuple(
+        field.name
+        for field in descriptor.fields
+        if not field.GetOptions().Extensions[options_pb2.sensitive]
+        and field.type != FieldDescriptor.TYPE_MESSAGE
+        and field.name not in ("page_token", "request_id")
+    )
+
+
+def _compile_field(field: FieldDescriptor) -> Check:
+    if field.is_repeated:
+        message = f"{field.full_name}: limits of repeated fields are not enforced"
+        raise ContractError(message)
+    limits: FieldLimits = field.GetOptions().Extensions[options_pb2.limits]
+    rules = list(_rules(field, limits))
+    nested = _compile_nested(field)
+    name = field.name
+
+    def check(message: Message) -> Iterator[Violation]:
+        value = getattr(message, name)
+        if not (message.HasField(name) if field.has_presence else value):
+            if limits.required:
+                yield name, "is required"
+            return
+        for rule in rules:
+            if what := rule(value):
+                yield name, what
+        for inner, what in nested(value):
+            yield f"{name}.{inner}", what
+
+    return check
+
+
+def _compile_nested(field: FieldDescriptor) -> Check:
+    if field.message_type is not None and field.message_type.full_name.startswith(_OURS):
+        return compile_check(field.message_type)
+    return lambda _: iter(())
+
+
+def _rules(field: FieldDescriptor, limits: FieldLimits) -> Iterator[_Rule]:
+    if field.type == FieldDescriptor.TYPE_STRING:
+        yield from _string_rules(field, limits)
+    elif field.enum_type is not None:
+        yield _enum_rule(field.enum_type)
+    elif field.type == FieldDescriptor.TYPE_MESSAGE:
+        if limits.max_bytes:
+            most = limits.max_bytes
+            yield lambda value: _at_most(value.ByteSize(), most, "bytes")
+    else:
+        yield from _number_rules(field, limits)
+
+
+def _string_rules(field: FieldDescriptor, limits: FieldLimits) -> Iterator[_Rule]:
+    bounds = (limits.max_length, limits.max_bytes, limits.uuid, limits.email)
+    if not any(bounds):
+        message = f"{field.full_name} declares no greatest length"
+        raise ContractError(message)
+    yield lambda value: "must not contain the character NUL" if "\0" in value else None
+    if limits.uuid:
+        yield lambda value: None if _UUID.fullmatch(value) else "must be a UUID"
+    if limits.email:
+        yield _email_rule
+    if least := limits.min_length:
+        yield lambda value: f"must be at least {least} characters" if len(value) < least else None
+    if most := limits.max_length:
+        yield lambda value: _at_most(len(value), most, "characters")
+    if size := limits.max_bytes:
+        yield lambda value: _at_most(_utf8_size(value), size, "bytes")
+
+
+def _email_rule(value: str) -> str | None:
+    if len(value) > _LONGEST_EMAIL or not _EMAIL.fullmatch(value):
+        return f"must be an email address of at most {_LONGEST_EMAIL} characters"
+    return None
+
+
+def _enum_rule(enum: EnumDescriptor) -> _Rule:
+    return lambda value: None if value in enum.values_by_number else "must be a defined value"
+
+
+def _number_rules(field: FieldDescriptor, limits: FieldLimits) -> Iterator[_Rule]:
+    if field.cpp_type in _NUMBERS:
+        yield lambda value: None if math.isfinite(value) else "must be a finite number"
+    if limits.HasField("minimum"):
+        least = limits.minimum
+        yield lambda value: f"must be at least {least:g}" if value < least else None
+    if limits.HasField("maximum"):
+        most = limits.maximum
+        yield lambda value: f"must be at most {most:g}" if value > most else None
+
+
+def _utf8_size(value: str) -> int:
+    return len(value) if value.isascii() else len(value.encode())
+
+
+def _at_most(size: int, most: int, unit: str) -> str | None:
+    return f"must be at most {most:,} {unit}, not {size:,}" if size > most else None

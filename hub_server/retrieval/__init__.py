@@ -1,0 +1,12 @@
+"""The search room: what one process keeps in memory to search, derived from Postgres' rows.
+
+Nothing here knows gRPC, SQL or settings; a view can be thrown away and rebuilt at any time.
+
+text.py      text -> terms (folding, word splitting, stemming, bigrams for Chinese and kin)
+bm25.py      terms -> word scores (inverted index)
+vectors.py   vectors -> cosines (exact matrix, or hnswlib when that grows large)
+ranking.py   the shape all candidate lists share, and the one way to cut them
+fusion.py    the two lists -> one
+view.py      one search space: applies changes to both indexes, answers searches
+views.py     the views of a process: catching up, locking, threads, eviction
+"""

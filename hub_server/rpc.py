@@ -1,0 +1,248 @@
+"""The one path every call takes: authenticate, check, call, translate errors, observe.
+
+It registers generic handlers only, since grpc.aio's accept loop pays for each registered method,
+and uses no interceptors, since those run before the server's own limit on calls.
+
+A call's work runs in a task of the server. grpc.aio cancels a handler when its client goes away,
+and a database transaction must not be cut off half-way; so the handler only waits for the task.
+"""
+
+import asyncio
+import re
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+import grpc
+import structlog
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc_status import rpc_status
+
+from hub_client.v1.options_pb2 import Level
+from hub_server.caller import Caller
+from hub_server.errors import HubError, Reason, reason_name, to_status
+from hub_server.ids import new_id
+from hub_server.limits import Check, compile_check, level_of, loggable_fields
+
+REQUEST_ID_METADATA: Final = "x-request-id"
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_HUB: Final = Path(__file__).parent
+
+T = TypeVar("T")
+
+Work = Callable[[Any, Caller | None], Awaitable[Message]]
+Context = grpc.aio.ServicerContext[bytes, bytes]
+log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.rpc")
+
+
+class Authenticate(Protocol):
+    """Turns the ``authorization`` metadata of a call into its caller."""
+
+    async def __call__(self, authorization: str, deadline: float) -> Caller:
+        """Return the caller. Raises CREDENTIAL_INVALID."""
+
+
+@dataclass(frozen=True)
+class _Method:
+    """What the contract says of a method, and the work that serves it."""
+
+    path: str
+    level: Level.ValueType
+    request_type: type[Message]
+    check: Check
+    loggable: tuple[str, ...]
+    work: Work
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call as it arrived."""
+
+    method: _Method
+    request_id: str
+    authorization: str | None
+    deadline: float
+    started: float
+
+
+class Rpc:
+    """Builds the handlers and owns the tasks in which calls do their work."""
+
+    def __init__(
+        self, authenticate: Authenticate, *, most_calls: int, default_deadline: float
+    ) -> None:
+        """``default_deadline`` is in seconds, for calls that bring none."""
+        self._authenticate = authenticate
+        self._most_calls = most_calls
+        self._default_deadline = default_deadline
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def handler(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+        """Return the handler of all methods of a service.
+
+        Raises ContractError when a method declares too little, and AttributeError when the
+        servicer lacks one.
+        """
+        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            method.name: grpc.unary_unary_rpc_method_handler(
+                self._unary(_compile(method, getattr(servicer, method.name)))
+            )
+            for method in service.methods
+        }
+        return grpc.method_handlers_generic_handler(service.full_name, handlers)
+
+    async def drain(self, seconds: float) -> None:
+        """Let running work finish, at most so long, then break it off.
+
+        A transaction that is broken off is rolled back, and its connection closed.
+        """
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=seconds)
+        left = set(self._tasks)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    def _unary(self, method: _Method) -> Callable[[bytes, Context], Coroutine[Any, Any, bytes]]:
+        async def unary(request: bytes, context: Context) -> bytes:
+            call = self._arrived(method, context)
+            bears_id = ((REQUEST_ID_METADATA, call.request_id),)
+            try:
+                answer = await self._owned(self._observed(call, request), call.deadline)
+            except HubError as error:
+                status = rpc_status.to_status(to_status(error, call.request_id))
+                trailers = (*bears_id, *status.trailing_metadata)
+                await context.abort(status.code, status.details, trailers)
+            context.set_trailing_metadata(bears_id)
+            return answer
+
+        return unary
+
+    def _arrived(self, method: _Method, context: Context) -> _Call:
+        metadata = dict(context.invocation_metadata() or ())
+        given = str(metadata.get(REQUEST_ID_METADATA, ""))
+        authorization = metadata.get("authorization")
+        now = time.monotonic()
+        left: float | None = context.time_remaining()  # None: the client set no deadline
+        return _Call(
+            method=method,
+            request_id=given if _REQUEST_ID.fullmatch(given) else new_id(),
+            authorization=None if authorization is None else str(authorization),
+            deadline=now + (self._default_deadline if left is None else left),
+            started=now,
+        )
+
+    async def _owned(self, work: Coroutine[Any, Any, T], deadline: float) -> T:
+        """Run the work in a task of the server, and wait for it no longer than the deadline."""
+        if len(self._tasks) >= self._most_calls:
+            work.close()
+            raise HubError(Reason.REASON_OVERLOADED)
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        # Unlike wait_for, wait cancels the task neither on time-out nor when itself cancelled.
+        await asyncio.wait({task}, timeout=deadline - time.monotonic())
+        if not task.done():
+            raise HubError(Reason.REASON_DEADLINE_EXCEEDED)
+        if task.cancelled():
+            raise HubError(Reason.REASON_UNAVAILABLE)
+        return task.result()
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # marks it as seen: whoever asked may have gone
+
+    async def _observed(self, call: _Call, raw: bytes) -> bytes:
+        """Serve a call and log one line of it, with nothing that is sensitive."""
+        facts: dict[str, object] = {"method": call.method.path, "request_id": call.request_id}
+        try:
+            answer = await self._served(call, raw, facts)
+        except HubError as error:
+            self._log(call, facts | {"code": error.code.name}, error)
+            raise
+        except asyncio.CancelledError:
+            self._log(call, facts | {"code": "CANCELLED"}, None)
+            raise
+        except Exception as error:
+            hidden = HubError(Reason.REASON_INTERNAL)
+            hidden.__cause__ = error
+            self._log(call, facts | {"code": hidden.code.name}, hidden)
+            raise hidden from error
+        self._log(call, facts | {"code": "OK"}, None)
+        return answer
+
+    async def _served(self, call: _Call, raw: bytes, facts: dict[str, object]) -> bytes:
+        method = call.method
+        caller = await self._caller(call)
+        if caller is not None:
+            facts |= {"tenant_id": caller.tenant_id, "credential_id": caller.credential_id}
+        if method.level != Level.LEVEL_PUBLIC and (caller is None or caller.level < method.level):
+            required = Level.Name(method.level).removeprefix("LEVEL_")
+            raise HubError(Reason.REASON_LEVEL_INSUFFICIENT, required=required)
+        request = _decoded(method, raw)
+        if violations := list(method.check(request)):
+            raise HubError(Reason.REASON_INVALID_FIELD, violations=violations)
+        facts |= {name: getattr(request, name) for name in method.loggable}
+        return (await method.work(request, caller)).SerializeToString()
+
+    async def _caller(self, call: _Call) -> Caller | None:
+        """Return who calls; None for a public method called without a credential."""
+        if call.authorization is None:
+            if call.method.level == Level.LEVEL_PUBLIC:
+                return None
+            raise HubError(Reason.REASON_CREDENTIAL_MISSING)
+        return await self._authenticate(call.authorization, call.deadline)
+
+    def _log(self, call: _Call, facts: dict[str, object], error: HubError | None) -> None:
+        facts["ms"] = round((time.monotonic() - call.started) * 1000, 1)
+        if error is not None:
+            facts["reason"] = reason_name(error.reason)
+        if error is not None and error.reason in (
+            Reason.REASON_INTERNAL,
+            Reason.REASON_UNAVAILABLE,
+        ):
+            log.error("call failed", **facts, cause=causes(error))
+        else:
+            log.info("call", **facts)
+
+
+def _compile(method: MethodDescriptor, work: Work) -> _Method:
+    return _Method(
+        path=f"/{method.containing_service.full_name}/{method.name}",
+        level=level_of(method),
+        request_type=GetMessageClass(method.input_type),
+        check=compile_check(method.input_type),
+        loggable=loggable_fields(method.input_type),
+        work=work,
+    )
+
+
+def _decoded(method: _Method, raw: bytes) -> Message:
+    try:
+        return method.request_type.FromString(raw)
+    except DecodeError as error:
+        name = method.request_type.DESCRIPTOR.full_name
+        raise HubError.invalid("request", f"is not a {name}") from error
+
+
+def causes(error: BaseException) -> Sequence[str]:
+    """Return where an error and its causes came from, as ``Type at file:line``.
+
+    Their texts are left out: drivers put values into them, and values are the words of users.
+    """
+    found: list[str] = []
+    link: BaseException | None = error
+    while link is not None:
+        frames = traceback.extract_tb(link.__traceback__)
+        ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_HUB)]
+        places = [f" at {Path(frame.filename).name}:{frame.lineno}" for frame in ours or frames]
+        state = getattr(link, "sqlstate", None)
+        found.append(type(link).__name__ + (f" {state}" if state else "") + "".join(places[-1:]))
+        link = link.__cause__ or link.__context__
+    return found

@@ -1,0 +1,98 @@
+"""One search, whatever is searched: embed the query, ask the view, let Postgres decide.
+
+A view only proposes. What it proposes is read from Postgres, under row security and with every
+condition a row must meet, and only what that read returns is a hit.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hub_server.embedding import Embedder
+from hub_server.retrieval.view import Candidate, Change
+from hub_server.retrieval.views import Space, Views
+from hub_server.rows import Row
+from hub_server.workers import Workers
+
+DEFAULT_TOP_K: Final = 10
+_THREADS: Final = 2
+_MOST_WAITING: Final = 128
+# Proposals beyond top_k, so that a few that Postgres refuses cost no second round.
+_SPARE: Final = 10
+_WIDEN: Final = 4
+
+Pull = Callable[[int], Awaitable[Sequence[Change]]]
+Read = Callable[[Sequence[str]], Awaitable[Mapping[str, Row]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A row that Postgres stands for, and how well it fits."""
+
+    row: Row
+    candidate: Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What to look for: a text and its vector."""
+
+    text: str
+    vector: NDArray[np.float32]
+
+
+class Search:
+    """The views of this process and the model that embeds for them."""
+
+    def __init__(self, embedder: Embedder, views: Views) -> None:
+        """Search with the given model and views."""
+        self._embedder = embedder
+        self._views = views
+        self._workers = Workers("embed", threads=_THREADS, most_waiting=_MOST_WAITING)
+
+    @property
+    def model(self) -> str:
+        """The id of the model in use, as stored beside each vector."""
+        return self._embedder.model
+
+    async def embed(self, text: str) -> NDArray[np.float32]:
+        """Return the vector of a text, shape (dimension,). Raises OVERLOADED."""
+        return await self._workers.run(lambda: self._embedder.embed([text])[0])
+
+    async def hits(
+        self, space: Space, state: Row, query: Query, top_k: int, pull: Pull, read: Read
+    ) -> Sequence[Hit]:
+        """Return the best rows of a space, at most ``top_k``, best first.
+
+        ``state`` is the space's row of ``spaces.state``: the view follows ``pull`` up to its
+        last_seq before it is asked. ``read`` returns, by id, the rows that may be shown; too few
+        of them, and the view is asked for more.
+        """
+        limit = top_k + _SPARE
+        while True:
+            candidates = await self._views.search(
+                space,
+                dimension=self._embedder.dimension,
+                language=state["preferred_language"],
+                last_seq=state["last_seq"],
+                pull=pull,
+                query_text=query.text,
+                query_vector=query.vector,
+                limit=limit,
+            )
+            rows = await read([candidate.row_id for candidate in candidates])
+            hits = [Hit(rows[one.row_id], one) for one in candidates if one.row_id in rows]
+            if len(hits) >= top_k or len(candidates) < limit:
+                return hits[:top_k]
+            limit *= _WIDEN
+
+    def space(self, tenant_id: str, user_id: str, kind: str) -> Space:
+        """Return the space of one kind of a user's rows, under the model in use."""
+        return Space(tenant_id, user_id, kind, self.model)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._workers.close()

@@ -1,0 +1,191 @@
+"""The composition root: the only place where the parts of a hub process meet."""
+
+import asyncio
+import datetime as dt
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final, cast
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from hub_client.v1 import chat_pb2, identity_pb2, knowledge_pb2, memory_pb2
+from hub_server import preflight
+from hub_server.chat.service import ChatService
+from hub_server.chat.servicer import ChatServicer
+from hub_server.database import Database
+from hub_server.embedding import Embedder, load_embedder
+from hub_server.identity.authentication import Authenticator
+from hub_server.identity.first_start import ensure_default_tenant, shared_key
+from hub_server.identity.service import IdentityService
+from hub_server.identity.servicer import IdentityServicer
+from hub_server.jobs import purge
+from hub_server.jobs.ingestion import Ingestion
+from hub_server.knowledge.service import KnowledgeService
+from hub_server.knowledge.servicer import KnowledgeServicer
+from hub_server.memory.service import MemoryService
+from hub_server.memory.servicer import MemoryServicer
+from hub_server.paging import PageTokens
+from hub_server.passwords import Passwords
+from hub_server.retrieval.views import Views
+from hub_server.rpc import Rpc
+from hub_server.search import Search
+from hub_server.settings import Settings
+
+SERVICES: Final = {
+    "chat": chat_pb2.DESCRIPTOR.services_by_name["ChatService"],
+    "identity": identity_pb2.DESCRIPTOR.services_by_name["IdentityService"],
+    "knowledge": knowledge_pb2.DESCRIPTOR.services_by_name["KnowledgeService"],
+    "memory": memory_pb2.DESCRIPTOR.services_by_name["MemoryService"],
+}
+_MEBIBYTE: Final = 1 << 20
+# A document of 4 MiB and what stands beside it; the limits of the fields are checked after that.
+_LARGEST_REQUEST: Final = 8 * _MEBIBYTE
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.server")
+
+
+@asynccontextmanager
+async def serving(settings: Settings, database_url: str) -> AsyncIterator[str]:
+    """Serve the hub over a migrated database; yield the bound address, ``host:port``.
+
+    At the end: health NOT_SERVING, no new calls, running calls finish or are broken off after
+    ``settings.drain`` seconds. Raises UnfitDatabaseError, OSError when the address cannot be bound,
+    and ContractError.
+    """
+    async with AsyncExitStack() as stack:
+        database = Database(
+            database_url,
+            role=settings.server_role,
+            pool_size=settings.pool_size,
+            pooler=settings.pooler == "transaction",
+        )
+        stack.push_async_callback(database.close)
+        await preflight.check(database)
+        key_file = settings.data_dir / "service.key"
+        if await ensure_default_tenant(database, key_file):
+            log.info("first start", service_key=str(key_file))
+        embedder = await asyncio.to_thread(load_embedder, settings.embedding)
+        servicers, ingestion = await _compose(settings, database, embedder, stack)
+        for job in (ingestion.run(), purge.run(database)):
+            stack.push_async_callback(_cancel, asyncio.create_task(job))
+        yield await _listen(settings, database, servicers, stack)
+
+
+async def _compose(
+    settings: Settings, database: Database, embedder: Embedder, stack: AsyncExitStack
+) -> tuple[dict[str, object], Ingestion]:
+    """Build the servicers, by room, and the ingestion that works for them."""
+    pages = PageTokens(await shared_key(database, "page_token"))
+    passwords = await asyncio.to_thread(Passwords)
+    views = Views(
+        exact_max_bytes=int(settings.exact_max_mb * _MEBIBYTE),
+        memory_bytes=settings.view_memory_mb * _MEBIBYTE,
+    )
+    search = Search(embedder, views)
+    stack.callback(search.close)
+    stack.callback(passwords.close)
+    lease = dt.timedelta(seconds=settings.ingestion_lease)
+    ingestion = Ingestion(database, embedder, lease)
+    token_ttl = dt.timedelta(seconds=settings.token_ttl)
+    identity = IdentityService(database, passwords, token_ttl)
+    return {
+        "identity": IdentityServicer(identity, pages),
+        "chat": ChatServicer(ChatService(database), pages),
+        "memory": MemoryServicer(MemoryService(database, search), pages),
+        "knowledge": KnowledgeServicer(KnowledgeService(database, search, ingestion.wake), pages),
+    }, ingestion
+
+
+async def _listen(
+    settings: Settings, database: Database, servicers: dict[str, object], stack: AsyncExitStack
+) -> str:
+    rpc = Rpc(
+        Authenticator(database, settings.max_calls),
+        most_calls=settings.max_calls,
+        default_deadline=settings.default_deadline,
+    )
+    # Without so_reuseport=0 a second hub on this port would silently take half of the calls.
+    server = grpc.aio.server(
+        options=(
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", _LARGEST_REQUEST),
+            ("grpc.max_send_message_length", -1),
+        )
+    )
+    for room, servicer in servicers.items():
+        server.add_generic_rpc_handlers((rpc.handler(SERVICES[room], servicer),))
+    health = health_aio.HealthServicer()
+    generic = cast("grpc.aio.Server", _GenericOnly(server))
+    health_pb2_grpc.add_HealthServicer_to_server(health, generic)
+    if settings.with_reflection:
+        names = [service.full_name for service in SERVICES.values()]
+        reflected = reflection.aio.ReflectionServicer((*names, reflection.SERVICE_NAME))
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
+            reflected, generic
+        )
+    address = _bind(settings, server)
+    await server.start()
+    stack.push_async_callback(_stop, server, health, rpc, settings.drain)
+    for service in SERVICES.values():
+        await health.set(service.full_name, health_pb2.HealthCheckResponse.SERVING)
+    return address
+
+
+def _bind(settings: Settings, server: grpc.aio.Server) -> str:
+    host = settings.listen.rpartition(":")[0]
+    try:
+        if settings.tls_cert and settings.tls_key:
+            pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
+            port = server.add_secure_port(settings.listen, grpc.ssl_server_credentials([pair]))
+        else:
+            port = server.add_insecure_port(settings.listen)
+    except RuntimeError as error:
+        message = f"cannot listen on {settings.listen}: is another server there?"
+        raise OSError(message) from error
+    return f"{host}:{port}"
+
+
+class _GenericOnly:
+    """A server as generated code sees it, without the registration that costs every call."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
+        """Leave it at the generic handlers; see ``rpc``."""
+
+
+async def _stop(
+    server: grpc.aio.Server, health: health_aio.HealthServicer, rpc: Rpc, drain: float
+) -> None:
+    await health.enter_graceful_shutdown()
+    await server.stop(drain)
+    await rpc.drain(drain)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def run(settings: Settings, database_url: str) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    async with serving(settings, database_url) as address:
+        file = settings.data_dir / "address"
+        file.write_text(address)
+        # For people; the log line below is for programs.
+        print(  # noqa: T201
+            f"Cortex Hub listens on {address}, its data is in {settings.data_dir}", flush=True
+        )
+        log.info("serving", address=address)
+        await stopped.wait()
+        log.info("stopping")
+        file.unlink(missing_ok=True)

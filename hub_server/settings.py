@@ -1,0 +1,96 @@
+"""Every setting of the hub, typed, read from the environment (``HUB_*``)."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+
+class Settings(BaseSettings):
+    """The settings of one hub process; README lists them for operators.
+
+    Raises pydantic's ``ValidationError`` when a value is malformed or two contradict each other.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="HUB_", frozen=True, extra="ignore")
+
+    data_dir: Path = Field(default=Path(".hub"), description="Where the hub keeps its own files.")
+    listen: str = Field(default="127.0.0.1:50051", description="host:port; port 0 = any free one.")
+    tls_cert: Path | None = Field(default=None, description="PEM certificate chain; needs tls_key.")
+    tls_key: Path | None = Field(default=None, description="PEM private key; needs tls_cert.")
+    allow_plaintext: bool = Field(
+        default=False, description="Serve without TLS on an address that is not loopback."
+    )
+    reflection: bool | None = Field(
+        default=None, description="gRPC reflection; default: loopback only."
+    )
+
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="Postgres 15+ for the hub; unset = the hub runs its own Postgres 18.",
+    )
+    owner_url: SecretStr | None = Field(
+        default=None, description="Postgres URL for `hub migrate`; default: database_url."
+    )
+    server_role: str = Field(
+        default="hub_server",
+        pattern=r"^[a-z_][a-z0-9_]{0,62}$",
+        description="Role every query runs as.",
+    )
+    pooler: Literal["none", "transaction"] = Field(
+        default="none", description="transaction: a transaction-mode pooler stands before Postgres."
+    )
+    pool_size: int = Field(default=10, ge=1, le=200, description="Postgres connections for calls.")
+
+    embedding: Literal["minilm", "wordllama"] = Field(
+        default="minilm", description="Embedding model."
+    )
+    exact_max_mb: float = Field(
+        default=16.0,
+        ge=0,
+        description="Vectors of one view are searched exactly up to this many MB.",
+    )
+    view_memory_mb: int = Field(
+        default=512, ge=1, description="Memory for all search views, in MB."
+    )
+
+    default_deadline: float = Field(
+        default=30.0, gt=0, le=64, description="Seconds a call may take when it brings no deadline."
+    )
+    max_calls: int = Field(default=512, ge=1, description="Calls in progress; more are OVERLOADED.")
+    token_ttl: int = Field(default=12 * 3600, ge=1, description="Seconds a user token is valid.")
+    ingestion_lease: float = Field(
+        default=60.0,
+        gt=0,
+        description="Seconds after which another worker takes over an ingestion.",
+    )
+    drain: float = Field(
+        default=10.0, ge=0, description="Seconds that running calls get at shutdown."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether the hub can be reached from this machine only."""
+        return self.listen.rpartition(":")[0] in _LOOPBACK
+
+    @property
+    def with_reflection(self) -> bool:
+        """Whether reflection is served."""
+        return self.on_loopback if self.reflection is None else self.reflection
+
+    @model_validator(mode="after")
+    def _transport_is_safe(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            message = "HUB_TLS_CERT and HUB_TLS_KEY go together"
+            raise ValueError(message)
+        if not (self.on_loopback or self.tls_cert or self.allow_plaintext):
+            message = (
+                f"HUB_LISTEN={self.listen} is not loopback: set HUB_TLS_CERT and HUB_TLS_KEY, "
+                "or HUB_ALLOW_PLAINTEXT=true to serve credentials and messages unencrypted"
+            )
+            raise ValueError(message)
+        return self

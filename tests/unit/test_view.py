@@ -1,0 +1,217 @@
+"""A view against a brute-force oracle, exact and with hnswlib."""
+
+from collections.abc import Sequence
+from zlib import crc32
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from hub_server.retrieval.vectors import ExactVectors, HnswVectors, Matrix
+from hub_server.retrieval.view import Candidate, Change, IndexedRow, View
+
+_DIMENSION = 8
+_EXACT, _HNSW = 1 << 20, 0  # exact_max_bytes: never, always hnswlib
+_BOTH = pytest.mark.parametrize("exact_max_bytes", [_EXACT, _HNSW], ids=["exact", "hnsw"])
+_WORDS = ("apple", "pear", "plum", "fig", "quince", "medlar")
+_QUERY = np.arange(1, _DIMENSION + 1, dtype=np.float32)
+
+
+def _row(row_id: str, text: str = "", seed: int | None = None) -> IndexedRow:
+    random = np.random.default_rng(crc32(row_id.encode()) if seed is None else seed)
+    vector = random.standard_normal(_DIMENSION).astype("<f4")
+    return IndexedRow(row_id, text, vector.tobytes())
+
+
+def _view(exact_max_bytes: int, *changes: Change) -> View:
+    view = View(_DIMENSION, "en", exact_max_bytes)
+    view.apply(changes)
+    return view
+
+
+def _ids(found: Sequence[Candidate]) -> list[str]:
+    return [candidate.row_id for candidate in found]
+
+
+@st.composite
+def _changes(draw: st.DrawFn) -> list[Change]:
+    """Draw changes of few groups, so that groups are replaced, emptied, repeated, out of order."""
+    changes = []
+    for number in range(draw(st.integers(1, 12))):
+        group = draw(st.sampled_from("abcd"))
+        rows = tuple(
+            _row(
+                f"{group}{place}",
+                " ".join(draw(st.lists(st.sampled_from(_WORDS), max_size=4))),
+                seed=100 * number + place,
+            )
+            for place in range(draw(st.integers(0, 3)))
+        )
+        changes.append(Change(group, draw(st.integers(1, 15)), rows))
+    return changes
+
+
+def _expected(changes: Sequence[Change]) -> dict[str, IndexedRow]:
+    """Return the rows that must be left: of each group those of the highest seq, first come."""
+    newest: dict[str, Change] = {}
+    for change in changes:
+        if change.group_id not in newest or change.seq > newest[change.group_id].seq:
+            newest[change.group_id] = change
+    return {row.row_id: row for change in newest.values() for row in change.rows}
+
+
+def _cosine(row: IndexedRow) -> float:
+    vector: Matrix = np.frombuffer(row.vector, dtype="<f4")
+    return float(vector @ _QUERY / np.linalg.norm(vector) / np.linalg.norm(_QUERY))
+
+
+@_BOTH
+@settings(max_examples=75, deadline=None)
+@given(changes=_changes(), split=st.integers(0, 12))
+def test_a_view_holds_what_was_applied_and_nothing_else(
+    exact_max_bytes: int, changes: list[Change], split: int
+) -> None:
+    """Whatever is applied, in whatever pages: the rows, cosines and words of the newest changes."""
+    view = _view(exact_max_bytes, *changes[:split])
+    view.apply(changes[split:])
+    view.apply(changes)  # a replay changes nothing
+    rows = _expected(changes)
+    found = view.search("apple", _QUERY, 100)
+    assert len(view) == len(rows)
+    assert view.applied_seq == max(change.seq for change in changes)
+    assert {candidate.row_id: candidate.vector_score for candidate in found} == pytest.approx(
+        {row_id: _cosine(row) for row_id, row in rows.items()}, abs=1e-5
+    )
+    with_word = {candidate.row_id for candidate in found if candidate.word_score > 0}
+    assert with_word == {row_id for row_id, row in rows.items() if "apple" in row.text.split()}
+
+
+@settings(max_examples=40, deadline=None)
+@given(changes=_changes())
+def test_order_does_not_depend_on_the_way_there(changes: list[Change]) -> None:
+    """A view that followed every change answers as one built from the end state."""
+    grown = _view(_EXACT)
+    for change in changes:
+        grown.apply([change])
+    fresh = _view(_EXACT)
+    for number, row in enumerate(_expected(changes).values()):
+        fresh.apply([Change(row.row_id, number + 1, (row,))])
+    expected = fresh.search("apple pear", _QUERY, 10)
+    found = grown.search("apple pear", _QUERY, 10)
+    assert _ids(found) == _ids(expected)
+    assert [one.score for one in found] == pytest.approx([one.score for one in expected], abs=1e-5)
+
+
+@_BOTH
+def test_equal_rows_come_in_the_order_of_their_ids(exact_max_bytes: int) -> None:
+    """Rows of equal text and vector are ordered by id, in whatever order they arrived."""
+    ids = [f"r{number:02}" for number in range(33)]  # so many that BLAS sums the last otherwise
+    for seed in range(10):
+        rows = [_row(row_id, "plum", seed) for row_id in reversed(ids)]
+        view = _view(exact_max_bytes, Change("g", 1, (*rows, _row("other", "fig", seed + 99))))
+        found = [row_id for row_id in _ids(view.search("plum", _QUERY, 40)) if row_id != "other"]
+        assert found == ids
+
+
+@_BOTH
+def test_a_stale_change_does_not_bring_a_group_back(exact_max_bytes: int) -> None:
+    """After a group is gone, an older change of it has no effect."""
+    view = _view(exact_max_bytes, Change("g", 1, (_row("r", "plum"),)), Change("g", 5, ()))
+    view.apply([Change("g", 3, (_row("r", "plum"),))])
+    assert view.search("plum", _QUERY, 5) == []
+
+
+@_BOTH
+@pytest.mark.parametrize(
+    "vector",
+    [b"", b"\0" * 3, b"\0" * 4 * (_DIMENSION + 1), b"\0" * 4 * _DIMENSION]
+    + [np.full(_DIMENSION, bad, dtype="<f4").tobytes() for bad in (np.nan, np.inf)],
+    ids=["absent", "odd", "long", "zero", "nan", "infinite"],
+)
+def test_an_unusable_vector_spoils_nothing(exact_max_bytes: int, vector: bytes) -> None:
+    """A row with an unusable vector is found by its words, beside good rows, and can go again."""
+    rows = (IndexedRow("bad", "plum", vector), _row("good", "fig"))
+    view = _view(exact_max_bytes, Change("g", 1, rows))
+    assert set(_ids(view.search("plum", _QUERY, 5))) == {"bad", "good"}
+    view.apply([Change("g", 2, ())])
+    assert view.search("plum fig", _QUERY, 5) == []
+
+
+@_BOTH
+def test_words_and_vectors_both_bring_rows(exact_max_bytes: int) -> None:
+    """The row with the word and the row with the vector lead, the row with both leads them."""
+    near, far = _QUERY.astype("<f4").tobytes(), (-_QUERY).astype("<f4").tobytes()
+    rows = (
+        IndexedRow("both", "medlar", near),
+        IndexedRow("none", "fig", far),
+        IndexedRow("vector", "fig", near),
+        IndexedRow("word", "medlar", far),
+    )
+    found = _view(exact_max_bytes, Change("g", 1, rows)).search("medlars", _QUERY, 4)
+    assert _ids(found) == ["both", "vector", "word", "none"]
+    assert [one.score for one in found] == pytest.approx([1.0, 0.5, 0.5, 0.0])
+    assert found[0].word_score > 0
+    assert found[0].vector_score == pytest.approx(1.0)
+
+
+@_BOTH
+def test_the_limit_holds_past_the_usual_depth(exact_max_bytes: int) -> None:
+    """A limit above the usual number of candidates still gives so many rows; zero gives none."""
+    rows = tuple(_row(f"r{number}", "plum", seed=number) for number in range(400))
+    view = _view(exact_max_bytes, Change("g", 1, rows))
+    assert len(set(_ids(view.search("plum", _QUERY, 350)))) == 350
+    assert view.search("plum", _QUERY, 0) == []
+
+
+@pytest.mark.parametrize("query", [np.zeros(_DIMENSION), np.ones(_DIMENSION + 1)])
+def test_a_query_vector_is_checked(query: Matrix) -> None:
+    """A query vector without direction or of another dimension is a ValueError."""
+    with pytest.raises(ValueError, match="vector"):
+        _view(_EXACT).search("plum", query.astype(np.float32), 5)
+
+
+def test_the_index_follows_the_size_with_hysteresis() -> None:
+    """Above the limit hnswlib takes over; exact search returns only under half of the limit."""
+    view = View(_DIMENSION, "en", exact_max_bytes=100 * _DIMENSION * 4)
+
+    def resize(seq: int, rows: int) -> type:
+        group = Change("g", seq, tuple(_row(f"r{n}", "plum", seed=n) for n in range(rows)))
+        view.apply([group])
+        assert len(_ids(view.search("plum", _QUERY, 500))) == rows
+        return type(view._vectors)
+
+    assert resize(1, 100) is ExactVectors
+    assert resize(2, 101) is HnswVectors
+    assert resize(3, 60) is HnswVectors
+    assert resize(4, 49) is ExactVectors
+    assert resize(5, 90) is ExactVectors
+
+
+@_BOTH
+def test_removed_rows_give_their_memory_back(exact_max_bytes: int) -> None:
+    """Emptied groups leave little behind."""
+    view = _view(
+        exact_max_bytes,
+        *(Change(f"g{n}", n + 1, (_row(f"r{n}", f"word{n}"),)) for n in range(500)),
+    )
+    full = view.nbytes
+    view.apply([Change(f"g{n}", n + 501, ()) for n in range(500)])
+    assert (len(view), view.nbytes < full / 2) == (0, True)
+
+
+def test_hnsw_finds_what_exact_search_finds() -> None:
+    """On clustered rows, at least 95 % of the ten best of an exact view are found by hnswlib."""
+    centres = np.random.default_rng(0).standard_normal((20, _DIMENSION))
+    noise = np.random.default_rng(1).standard_normal((1_500, _DIMENSION))
+    matrix = (np.repeat(centres, 75, axis=0) + 0.4 * noise).astype("<f4")
+    change = Change(
+        "g", 1, tuple(IndexedRow(f"r{n}", "", row.tobytes()) for n, row in enumerate(matrix))
+    )
+    views = [_view(exact_max_bytes, change) for exact_max_bytes in (_EXACT, _HNSW)]
+
+    def overlap(query: Matrix) -> int:
+        exact, hnsw = (set(_ids(view.search("", query, 10))) for view in views)
+        return len(exact & hnsw)
+
+    assert np.mean([overlap(query) for query in centres.astype(np.float32)]) >= 9.5
