@@ -143,6 +143,17 @@ _BY_CODE: Final[Mapping[grpc.StatusCode, type[HubError]]] = {
 }
 
 
+# Number, name and type of each field that is read; `*` = repeated, empty = a string.
+_FIELDS: Final[Mapping[str, tuple[tuple[int, str, str], ...]]] = {
+    "Status": ((3, "details", "*.google.protobuf.Any"),),
+    "Entry": ((1, "key", ""), (2, "value", "")),
+    "ErrorInfo": ((1, "reason", ""), (3, "metadata", "*.Entry")),
+    "FieldViolation": ((1, "field", ""), (2, "description", "")),
+    "BadRequest": ((1, "field_violations", "*.FieldViolation"),),
+    "RetryInfo": ((1, "retry_delay", ".google.protobuf.Duration"),),
+}
+
+
 def _messages() -> Mapping[str, type[Message]]:
     """Return the messages of google/rpc as far as they are read here.
 
@@ -151,26 +162,14 @@ def _messages() -> Mapping[str, type[Message]]:
     """
     file = descriptor_pb2.FileDescriptorProto(name="hub_client/status.proto", syntax="proto3")
     file.dependency.extend(["google/protobuf/any.proto", "google/protobuf/duration.proto"])
-    fields = descriptor_pb2.FieldDescriptorProto
-    for name, *members in (
-        ("Status", (3, "details", ".google.protobuf.Any")),
-        ("Entry", (1, "key", ""), (2, "value", "")),
-        ("ErrorInfo", (1, "reason", ""), (3, "metadata", ".Entry")),
-        ("FieldViolation", (1, "field", ""), (2, "description", "")),
-        ("BadRequest", (1, "field_violations", ".FieldViolation")),
-        ("RetryInfo", (1, "retry_delay", ".google.protobuf.Duration")),
-    ):
+    for name, members in _FIELDS.items():
         message = file.message_type.add(name=name)
         for number, field_name, kind in members:
-            message.field.add(
-                number=number,
-                name=field_name,
-                type_name=kind,
-                type=fields.TYPE_MESSAGE if kind else fields.TYPE_STRING,
-                label=fields.LABEL_OPTIONAL
-                if kind in ("", ".google.protobuf.Duration")
-                else fields.LABEL_REPEATED,
-            )
+            added = message.field.add(number=number, name=field_name)
+            added.label = added.LABEL_REPEATED if kind.startswith("*") else added.LABEL_OPTIONAL
+            added.type = added.TYPE_MESSAGE if kind else added.TYPE_STRING
+            if kind:
+                added.type_name = kind.lstrip("*")
     pool = descriptor_pool.DescriptorPool()
     for known in (any_pb2, duration_pb2):
         pool.AddSerializedFile(known.DESCRIPTOR.serialized_pb)

@@ -188,7 +188,7 @@ class Rpc:
         request = _decoded(method, raw)
         if violations := list(method.check(request)):
             raise HubError(Reason.REASON_INVALID_FIELD, violations=violations)
-        facts |= {name: getattr(request, name) for name in method.loggable}
+        facts |= {name: value for name in method.loggable if (value := getattr(request, name))}
         return (await method.work(request, caller)).SerializeToString()
 
     async def _caller(self, call: _Call) -> Caller | None:

@@ -1,0 +1,1 @@
+"""Tests of Cortex Hub: real Postgres, real channels, real files."""

@@ -1,0 +1,1 @@
+"""Through a real channel to a real Postgres."""
