@@ -15,7 +15,7 @@ run: $(READY) ## Serve the hub. HUB_DATABASE_URL: your Postgres; unset: one of i
 	@if [ -n "$$HUB_DATABASE_URL" ]; then $(BIN)/hub migrate || exit; fi; exec $(BIN)/hub serve
 
 demo: $(READY) ## Show the hub at work on this repository's texts, or on CORPUS=dir.
-	@$(BIN)/python scripts/demo.py $(if $(CORPUS),--corpus "$(CORPUS)")
+	@$(BIN)/python -m scripts.demo $(if $(CORPUS),--corpus "$(CORPUS)")
 
 test: $(READY) ## Run the tests. ARGS="-k name" picks some.
 	@$(BIN)/pytest $(ARGS)
@@ -49,10 +49,10 @@ lock: $(READY) ## Write requirements.lock from pyproject.toml (UPGRADE=1: newest
 	  --custom-compile-command "make lock" --output-file requirements.lock
 
 bench-echo: $(READY) ## Measure an empty call and an append against a bare gRPC echo.
-	@$(BIN)/python scripts/bench/echo.py
+	@$(BIN)/python -m scripts.bench.echo
 
 bench-cranfield: $(READY) ## Measure search on Cranfield: nDCG@10, rates, latencies.
-	@$(BIN)/python scripts/bench/cranfield.py
+	@$(BIN)/python -m scripts.bench.cranfield
 
 clean: ## Remove what make made. The data in .hub stays.
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,260 @@
+"""`make demo`: the hub at work on real texts, through `hub_client` alone.
+
+Starts a hub in a fresh data directory, ingests every text file it is pointed at, holds a short
+conversation answered from what it found, remembers two facts and recalls one by meaning, restarts
+the hub, and checks that everything is still there. Exits with 1 when any step fails.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.progress import Progress
+
+from hub_client import HubClient, HubError
+from hub_client.v1 import (
+    AppendMessageRequest,
+    CreateSessionRequest,
+    CreateUserRequest,
+    DocumentStatus,
+    GetDocumentRequest,
+    IngestDocumentRequest,
+    ListDocumentsRequest,
+    ListMemoriesRequest,
+    ListMessagesRequest,
+    MemoryType,
+    RecallRequest,
+    RememberRequest,
+    Role,
+    SearchHit,
+    SearchRequest,
+)
+from scripts.hub_process import StartError, running_hub
+
+ROOT: Final = Path(__file__).parent.parent
+LARGEST_TEXT: Final = 4 << 20  # bytes: the contract's limit
+EXCERPT: Final = 200  # characters
+# What the memories say, and a question that shares no word with the one it asks for.
+MEMORIES: Final = (
+    (MemoryType.MEMORY_TYPE_PREFERENCE, "Ada drinks green tea in the morning."),
+    (MemoryType.MEMORY_TYPE_FACT, "Ada moved to Lisbon last spring."),
+)
+QUESTION: Final = ("Which beverage should I offer her?", MEMORIES[0][1])
+REPOSITORY_QUESTIONS: Final = (
+    "How does a search see writes that were made just before it?",
+    "Who may call a method, and where is that declared?",
+    "What happens when a call is retried with the same request_id?",
+)
+
+console = Console(highlight=False)
+
+
+class DemoError(Exception):
+    """A step did not do what it should."""
+
+
+@dataclass(frozen=True)
+class Story:
+    """What was made, to be found again after the restart."""
+
+    user_id: str
+    session_id: str
+    documents: int
+    hits: Sequence[str]
+
+
+def main() -> int:
+    """Tell the story; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--corpus", type=Path, help="folder of text files to ingest")
+    corpus = parser.parse_args().corpus
+    try:
+        texts = read_texts(corpus)
+        with tempfile.TemporaryDirectory(prefix="hub-demo-") as folder:
+            tell(Path(folder) / "data", texts, questions(corpus, texts))
+    except (DemoError, StartError, HubError) as error:
+        console.print(f"[red]failed:[/] {error}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    console.print("[green]Everything is as it should be.[/]")
+    return 0
+
+
+def tell(data: Path, texts: Sequence[tuple[str, str]], asked: Sequence[str]) -> None:
+    """Run all steps over a hub in the folder `data`."""
+    with running_hub(data) as (address, key), HubClient(address, key) as client:
+        console.rule("a hub in a fresh folder")
+        user_id = create_user(client)
+        ingest(client, user_id, texts)
+        session_id, hits = converse(client, user_id, asked)
+        remember(client, user_id)
+        recall(client, user_id)
+        story = Story(user_id, session_id, len(texts), hits)
+    with running_hub(data) as (address, key), HubClient(address, key) as client:
+        console.rule("the same hub after a restart")
+        check_still_there(client, story, asked)
+
+
+def read_texts(corpus: Path | None) -> list[tuple[str, str]]:
+    """Return path and content of every text file, the repository's own by default."""
+    if corpus is None:
+        paths = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("protos/**/*.proto"))]
+        base = ROOT
+    else:
+        paths, base = sorted(path for path in corpus.rglob("*") if path.is_file()), corpus
+    texts = []
+    for path in paths:
+        content = read_text(path)
+        if content is not None:
+            texts.append((str(path.relative_to(base)), content))
+    if not texts:
+        raise DemoError(f"no text files in {corpus}")
+    return texts
+
+
+def read_text(path: Path) -> str | None:
+    """Return a file's text, or None when it is none, empty or too large."""
+    if path.stat().st_size > LARGEST_TEXT:
+        console.print(f"left out, larger than 4 MiB: {path.name}")
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError):
+        return None
+    return text if text.strip() and "\0" not in text else None
+
+
+def questions(corpus: Path | None, texts: Sequence[tuple[str, str]]) -> Sequence[str]:
+    """Return what to ask: of another corpus, the first lines of three of its texts."""
+    if corpus is None:
+        return REPOSITORY_QUESTIONS
+    step = max(1, len(texts) // 3)
+    return [content.strip().splitlines()[0][:200] for _, content in texts[::step][:3]]
+
+
+def create_user(client: HubClient) -> str:
+    """Create the user of this story; return the id."""
+    request = CreateUserRequest(email="ada@example.org", display_name="Ada")
+    user = client.identity.create_user(request).user
+    console.print(f"created user {user.display_name} ({user.user_id})")
+    return user.user_id
+
+
+def ingest(client: HubClient, user_id: str, texts: Sequence[tuple[str, str]]) -> None:
+    """Ingest all texts and wait until each is ready."""
+    waiting = []
+    with Progress(console=console) as progress:
+        task = progress.add_task("ingesting", total=len(texts))
+        for path, content in texts:
+            request = IngestDocumentRequest(
+                user_id=user_id, title=Path(path).name[:500], text=content, source_url=path[:2048]
+            )
+            waiting.append(client.knowledge.ingest_document(request).document.document_id)
+        chunks = 0
+        for document_id in waiting:
+            chunks += wait_until_ready(client, document_id)
+            progress.advance(task)
+    console.print(f"{len(texts)} documents are ready, in {chunks} chunks")
+
+
+def wait_until_ready(client: HubClient, document_id: str) -> int:
+    """Return the number of chunks of a document once it is ready."""
+    while True:
+        request = GetDocumentRequest(document_id=document_id)
+        document = client.knowledge.get_document(request).document
+        if document.status == DocumentStatus.DOCUMENT_STATUS_READY:
+            return document.chunk_count
+        if document.status == DocumentStatus.DOCUMENT_STATUS_FAILED:
+            raise DemoError(f"{document.title}: {document.error}")
+        time.sleep(0.05)
+
+
+def converse(client: HubClient, user_id: str, asked: Sequence[str]) -> tuple[str, list[str]]:
+    """Ask, answer with the best chunk, and keep both; return the session and the chunks' ids."""
+    request = CreateSessionRequest(user_id=user_id, session_title="What is this?")
+    session_id = client.chat.create_session(request).session.session_id
+    best = []
+    for question in asked:
+        say(client, session_id, Role.ROLE_USER, question)
+        hit = search(client, user_id, question, session_id)
+        say(client, session_id, Role.ROLE_ASSISTANT, hit.chunk.content)
+        best.append(hit.chunk.chunk_id)
+        console.print(f"\n[bold]{question}[/]")
+        console.print(f"  {excerpt(hit.chunk.content)}", markup=False)
+        source = hit.chunk.metadata.fields["source"].string_value
+        console.print(f"  [dim]{source}, chunk {hit.chunk.chunk_index}, score {hit.score:.2f}[/]")
+    console.print()
+    return session_id, best
+
+
+def say(client: HubClient, session_id: str, role: Role.ValueType, content: str) -> None:
+    """Append a message."""
+    client.chat.append_message(
+        AppendMessageRequest(session_id=session_id, role=role, content=content)
+    )
+
+
+def search(client: HubClient, user_id: str, query: str, session_id: str = "") -> SearchHit:
+    """Return the best hit of a search."""
+    request = SearchRequest(user_id=user_id, query=query, top_k=3, session_id=session_id)
+    hits = client.knowledge.search(request).hits
+    if not hits:
+        raise DemoError(f"nothing was found for: {query}")
+    return hits[0]
+
+
+def excerpt(text: str) -> str:
+    """Return the beginning of a text on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= EXCERPT else f"{line[:EXCERPT]}…"
+
+
+def remember(client: HubClient, user_id: str) -> None:
+    """Store the two memories."""
+    for kind, content in MEMORIES:
+        request = RememberRequest(user_id=user_id, memory_type=kind, memory_content=content)
+        client.memory.remember(request)
+        console.print(f"remembered: {content}")
+
+
+def recall(client: HubClient, user_id: str) -> None:
+    """Recall one of them by meaning."""
+    question, expected = QUESTION
+    hits = client.memory.recall(RecallRequest(user_id=user_id, query=question, top_k=1)).hits
+    found = [hit.memory.memory_content for hit in hits]
+    if found != [expected]:
+        raise DemoError(f"asked {question!r}, recalled {found}")
+    console.print(f"[bold]{question}[/]\n  {found[0]} [dim](score {hits[0].score:.2f})[/]")
+
+
+def check_still_there(client: HubClient, story: Story, asked: Sequence[str]) -> None:
+    """Check that all that was stored is found again."""
+    messages = list(client.chat.list_messages(ListMessagesRequest(session_id=story.session_id)))
+    expect("messages", [message.seq for message in messages], list(range(1, 2 * len(asked) + 1)))
+    expect("questions", [message.content for message in messages[::2]], list(asked))
+    memories = client.memory.list_memories(ListMemoriesRequest(user_id=story.user_id))
+    stored = sorted(memory.memory_content for memory in memories)
+    expect("memories", stored, sorted(content for _, content in MEMORIES))
+    documents = list(client.knowledge.list_documents(ListDocumentsRequest(user_id=story.user_id)))
+    expect("documents", len(documents), story.documents)
+    found = [search(client, story.user_id, question).chunk.chunk_id for question in asked]
+    expect("search results", found, list(story.hits))
+    recall(client, story.user_id)
+
+
+def expect(what: str, found: object, expected: object) -> None:
+    """Raise DemoError unless both are equal."""
+    if found != expected:
+        raise DemoError(f"{what} after the restart: {found}, expected {expected}")
+    console.print(f"{what}: all there")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
