@@ -6,6 +6,7 @@ server role, which owns nothing.
 
 import fcntl
 import os
+import subprocess
 import time
 import warnings
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ _START_SECONDS: Final = 300.0
 _POLL_SECONDS: Final = 0.2
 # The fallback socket directory (taken when the data path is too long for a unix socket) can be
 # entered by everybody, and the cluster trusts who reaches its socket: the socket itself is private.
+_CONFIGURATION_FILE: Final = "postgresql.auto.conf"
 _CONFIGURATION: Final = """
 # Written by Cortex Hub.
 listen_addresses = ''
@@ -75,6 +77,7 @@ def embedded_postgres(data_dir: Path) -> Iterator[str]:
     if pgdata_version(folder) not in (None, POSTGRES_VERSION):
         message = f"{folder} was made by another Postgres version than {POSTGRES_VERSION}"
         raise RuntimeError(message)
+    _set_aside_unfinished(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # The package stops a server when the last registered process leaves, and a killed process
     # never does; so it registers nobody (cleanup_mode None), and this context stops the server.
@@ -88,13 +91,35 @@ def embedded_postgres(data_dir: Path) -> Iterator[str]:
         server.stop()
 
 
+def _set_aside_unfinished(folder: Path) -> None:
+    """Rename what an initdb that was killed left behind; it was never a database."""
+    if folder.exists() and any(folder.iterdir()) and not _is_finished(folder):
+        folder.rename(folder.with_name(f"{folder.name}.unfinished-{time.time_ns()}"))
+
+
+def _is_finished(folder: Path) -> bool:
+    """Tell whether initdb ran to its end: our configuration is written right after it."""
+    file = folder / _CONFIGURATION_FILE
+    return file.exists() and _CONFIGURATION in file.read_text()
+
+
 def _start(server: PostgresServer) -> None:
     server.ensure_pgdata_inited()
-    marker = server.pgdata / "postgresql.auto.conf"
-    if _CONFIGURATION not in marker.read_text():
-        with marker.open("a") as configuration:
+    if not _is_finished(server.pgdata):
+        with (server.pgdata / _CONFIGURATION_FILE).open("a") as configuration:
             configuration.write(_CONFIGURATION)
-    server.ensure_postgres_running()
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            server.ensure_postgres_running()
+        except (subprocess.TimeoutExpired, AssertionError):
+            # pg_ctl was given ten seconds, and a server that recovers from a crash may need more;
+            # until it is up its lock file has fewer lines than the package asserts.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
+        else:
+            return
 
 
 def _superuser_url(server: PostgresServer) -> URL:

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,8 +38,12 @@ def main() -> None:
         _fail(f"{name}: {first['msg']}")
     except (UnfitDatabaseError, ContractError, OSError, RuntimeError) as error:
         _fail(str(error))
+    except subprocess.SubprocessError:
+        _fail("the embedded Postgres did not start: its log is postgres/log in the data directory")
     except HubError as error:
-        _fail(f"Postgres: {error.message}")
+        # The driver's own words, which no caller of the hub sees, are for the operator.
+        cause = str(getattr(error.__cause__, "orig", error.message)).splitlines()[0]
+        _fail(f"Postgres: {cause}")
 
 
 @app.command()
@@ -73,9 +78,14 @@ def _own_postgres(settings: Settings) -> Iterator[str]:
     # Imported here: with HUB_DATABASE_URL set, the extra `embedded` need not be installed.
     from hub_server.postgres import embedded_postgres, exclusive  # noqa: PLC0415
 
-    _on_signals(lambda *_: sys.exit(0))
+    # Cut off in the midst of its start Postgres would be left running: the end waits until then.
+    asked: list[int] = []
+    _on_signals(lambda number, _: asked.append(number))
     with exclusive(settings.data_dir), embedded_postgres(settings.data_dir) as url:
         try:
+            if asked:
+                sys.exit(0)
+            _on_signals(lambda *_: sys.exit(0))
             yield url
         finally:
             # A second signal must not interrupt the stop of Postgres.
