@@ -1,0 +1,77 @@
+"""The README's examples and the demo, run as a newcomer runs them."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import hub_process
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def block(name: str) -> str:
+    """Return the README's code block marked `<!-- test: name -->`."""
+    found = re.search(
+        rf"<!-- test: {name} -->\n```\w+\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    assert found
+    return found[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "shown"),
+    [
+        ("grpcurl", ["bash", "-euo", "pipefail", "-c"], "Sencha is brewed at 80 degrees."),
+        ("python", [sys.executable, "-c"], "as it should be"),
+    ],
+)
+def test_the_examples_of_the_readme_work_when_pasted(
+    tmp_path: Path, name: str, command: list[str], shown: str
+) -> None:
+    """Each runs twice in a row against a hub in .hub, and prints what it promises."""
+    with hub_process(tmp_path / ".hub") as hub:
+        script = block(name).replace("127.0.0.1:50051", hub.start())
+        tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        for _ in range(2):
+            run = subprocess.run(
+                [*command, script],
+                cwd=tmp_path,
+                env=os.environ | {"PATH": tools, "PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+            assert run.returncode == 0, run.stderr
+            assert shown in run.stdout
+
+
+def run_demo(**environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the demo over the protos to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "scripts.demo", "--corpus", "protos"],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_the_demo_tells_its_whole_story() -> None:
+    """It ends with 0 after everything was found again behind a restart."""
+    demo = run_demo()
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    assert "search results: all there" in demo.stdout
+
+
+def test_the_demo_fails_when_the_hub_does_not_start() -> None:
+    """A hub that cannot start is a failure, not a story."""
+    demo = run_demo(HUB_POOL_SIZE="none")
+    assert demo.returncode == 1
+    assert "HUB_POOL_SIZE" in demo.stdout
