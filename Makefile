@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint format protos check-protos lock clean bench-echo bench-cranfield
+.PHONY: help run demo test lint format protos check-protos lock clean bench-echo bench-tenancy bench-cranfield
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -50,6 +50,9 @@ lock: $(READY) ## Write requirements.lock from pyproject.toml (UPGRADE=1: newest
 
 bench-echo: $(READY) ## Measure an empty call and an append against a bare gRPC echo.
 	@$(BIN)/python -m scripts.bench.echo
+
+bench-tenancy: $(READY) ## Measure what row security and the tenant cost a statement.
+	@$(BIN)/python -m scripts.bench.tenancy
 
 bench-cranfield: $(READY) ## Measure search on Cranfield: nDCG@10, rates, latencies.
 	@$(BIN)/python -m scripts.bench.cranfield

@@ -12,7 +12,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -55,7 +55,7 @@ class Collection:
 
     abstracts: Sequence[Abstract]
     queries: Sequence[str]
-    relevant: Mapping[int, Set[str]]
+    relevant: Mapping[int, set[str]]
 
 
 @dataclass(frozen=True)
@@ -180,13 +180,13 @@ async def _ranking(client: AsyncHubClient, user_id: str, query: str) -> list[str
     return list(dict.fromkeys(sources))
 
 
-def mean_ndcg(rankings: Sequence[Sequence[str]], relevant: Mapping[int, Set[str]]) -> float:
+def mean_ndcg(rankings: Sequence[Sequence[str]], relevant: Mapping[int, set[str]]) -> float:
     """Return the mean nDCG@10 over the queries that have judgements."""
     scores = [ndcg(rankings[query - 1], wanted) for query, wanted in relevant.items()]
     return sum(scores) / len(scores)
 
 
-def ndcg(ranking: Sequence[str], wanted: Set[str]) -> float:
+def ndcg(ranking: Sequence[str], wanted: set[str]) -> float:
     """Return nDCG@10 of one ranking, each wanted document counting 1."""
     gained = sum(
         1 / math.log2(place + 2) for place, number in enumerate(ranking[:DEPTH]) if number in wanted
