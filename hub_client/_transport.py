@@ -17,6 +17,8 @@ SERVICE_CONFIG: Final = """{"methodConfig": [{"name": [{}], "retryPolicy": {
 OPTIONS: Final = (
     ("grpc.service_config", SERVICE_CONFIG),
     ("grpc.max_receive_message_length", -1),
+    # What gRPC keeps of a call so as to retry it: its own 256 KiB would not hold a document.
+    ("grpc.per_rpc_retry_buffer_size", 16 << 20),
 )
 
 _REQUEST_ID: Final = "request_id"
@@ -87,11 +89,13 @@ class AsyncTransport:
             response_deserializer=response_type.FromString,
         )
         try:
-            response: _Response = await method(
+            response: _Response | None = await method(
                 _retriable(request), timeout=timeout or self._timeout, metadata=self._metadata
             )
         except grpc.aio.AioRpcError as error:
             raise _translated(error) from None
+        if response is None:  # what grpc.aio makes of an answer that does not decode
+            raise HubError("the answer cannot be read", code=grpc.StatusCode.INTERNAL)
         return response
 
     async def pages(

@@ -5,7 +5,7 @@ beside grpcio and protobuf.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 import grpc
@@ -13,9 +13,10 @@ from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, duration_p
 from google.protobuf.message import DecodeError, Message
 
 _DETAILS_KEY: Final = "grpc-status-details-bin"
+_DOMAIN: Final = "hub"
 
 
-@dataclass
+@dataclass(eq=False)  # errors are equal when they are the same, and can be hashed
 class HubError(Exception):
     """A call failed.
 
@@ -42,6 +43,10 @@ class HubError(Exception):
     def __str__(self) -> str:
         """Return the reason and the message."""
         return f"{self.reason or self.code.name}: {self.message}"
+
+    def __reduce__(self) -> tuple[type["HubError"], tuple[Any, ...]]:
+        """Let an error pass between processes, as pools of workers pass it."""
+        return type(self), tuple(getattr(self, one.name) for one in fields(self))
 
 
 class InvalidFieldError(HubError):
@@ -147,7 +152,7 @@ _BY_CODE: Final[Mapping[grpc.StatusCode, type[HubError]]] = {
 _FIELDS: Final[Mapping[str, tuple[tuple[int, str, str], ...]]] = {
     "Status": ((3, "details", "*.google.protobuf.Any"),),
     "Entry": ((1, "key", ""), (2, "value", "")),
-    "ErrorInfo": ((1, "reason", ""), (3, "metadata", "*.Entry")),
+    "ErrorInfo": ((1, "reason", ""), (2, "domain", ""), (3, "metadata", "*.Entry")),
     "FieldViolation": ((1, "field", ""), (2, "description", "")),
     "BadRequest": ((1, "field_violations", "*.FieldViolation"),),
     "RetryInfo": ((1, "retry_delay", ".google.protobuf.Duration"),),
@@ -222,8 +227,9 @@ def _read(raw: bytes) -> _Details:
         match detail.type_url.rpartition("/")[2]:
             case "google.rpc.ErrorInfo":
                 info: Any = _MESSAGES["ErrorInfo"].FromString(detail.value)
-                found.reason = info.reason
-                found.metadata = {entry.key: entry.value for entry in info.metadata}
+                if info.domain == _DOMAIN:  # a proxy has reasons of its own
+                    found.reason = info.reason
+                    found.metadata = {entry.key: entry.value for entry in info.metadata}
             case "google.rpc.BadRequest":
                 bad: Any = _MESSAGES["BadRequest"].FromString(detail.value)
                 found.violations = [(one.field, one.description) for one in bad.field_violations]

@@ -37,8 +37,8 @@ class Batcher(Generic[Item, Outcome]):
     async def submit(self, item: Item) -> Outcome:
         """Return the item's own outcome. Raises OVERLOADED when too many wait, or flush's error.
 
-        When a whole group fails, its items are flushed again one by one, so that an item fails
-        only by its own fault.
+        When Postgres refuses a whole group, its items are flushed again one by one, so that an
+        item fails only by its own fault.
         """
         if len(self._waiting) >= self._most_waiting:
             raise HubError(Reason.REASON_OVERLOADED)
@@ -61,18 +61,24 @@ class Batcher(Generic[Item, Outcome]):
     async def _settle(self, group: Group[Item, Outcome]) -> None:
         try:
             outcomes = await self._flush([item for item, _ in group])
+            pairs = list(zip(group, outcomes, strict=True))
         except HubError as error:
             if len(group) == 1 or error.reason != Reason.REASON_INTERNAL:
                 _fail(group, error)
                 return
             for pair in group:
                 await self._settle([pair])
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not end the worker
+            # Whether the items are on disk is unknown, so none is flushed again.
+            fault = HubError(Reason.REASON_INTERNAL)
+            fault.__cause__ = error
+            _fail(group, fault)
         except BaseException:
             # Cancelled while the flush ran: whether its items are on disk is unknown.
             _fail(group, HubError(Reason.REASON_UNAVAILABLE))
             raise
         else:
-            for (_, future), outcome in zip(group, outcomes, strict=True):
+            for (_, future), outcome in pairs:
                 if not future.done():
                     future.set_result(outcome)
 

@@ -26,6 +26,8 @@ _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9
 _EMAIL: Final = re.compile(r"[^@\s\x00-\x1f]{1,64}@[^@\s\x00-\x1f]+\.?[^@\s\x00-\x1f]+")
 _LONGEST_EMAIL: Final = 254
 _NUMBERS: Final = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
+# Messages of others that are small whatever they hold.
+_SMALL: Final = ("google.protobuf.Timestamp", "google.protobuf.Duration")
 
 
 class ContractError(Exception):
@@ -44,7 +46,7 @@ def level_of(method: MethodDescriptor) -> Level.ValueType:
 def compile_check(descriptor: Descriptor) -> Check:
     """Return a function that yields every violation of a request's declared limits.
 
-    Raises ContractError for a string without an upper limit, and for limits on kinds of fields
+    Raises ContractError for a field that can grow without limit, and for limits on kinds of fields
     that are not enforced.
     """
     checks = [_compile_field(field) for field in descriptor.fields]
@@ -68,10 +70,11 @@ def loggable_fields(descriptor: Descriptor) -> tuple[str, ...]:
 
 
 def _compile_field(field: FieldDescriptor) -> Check:
-    if field.is_repeated:
-        message = f"{field.full_name}: limits of repeated fields are not enforced"
+    if field.is_repeated or field.type == FieldDescriptor.TYPE_BYTES:
+        message = f"{field.full_name}: limits of repeated and bytes fields are not enforced"
         raise ContractError(message)
     limits: FieldLimits = field.GetOptions().Extensions[options_pb2.limits]
+    _refuse_unenforced(field, limits)
     rules = list(_rules(field, limits))
     nested = _compile_nested(field)
     name = field.name
@@ -91,10 +94,28 @@ def _compile_field(field: FieldDescriptor) -> Check:
     return check
 
 
+def _refuse_unenforced(field: FieldDescriptor, limits: FieldLimits) -> None:
+    """Raise ContractError for a limit that no rule of such a field looks at."""
+    enforced = {"required"}
+    if field.type == FieldDescriptor.TYPE_STRING:
+        enforced |= {"min_length", "max_length", "max_bytes", "uuid", "email"}
+    elif field.type == FieldDescriptor.TYPE_MESSAGE:
+        enforced |= {"max_bytes"}
+    elif field.enum_type is None:
+        enforced |= {"minimum", "maximum"}
+    if idle := [limit.name for limit, _ in limits.ListFields() if limit.name not in enforced]:
+        message = f"{field.full_name}: {', '.join(idle)} is not enforced on such a field"
+        raise ContractError(message)
+
+
 def _compile_nested(field: FieldDescriptor) -> Check:
-    if field.message_type is not None and field.message_type.full_name.startswith(_OURS):
+    if field.message_type is not None and _is_ours(field.message_type):
         return compile_check(field.message_type)
     return lambda _: iter(())
+
+
+def _is_ours(descriptor: Descriptor) -> bool:
+    return descriptor.full_name.startswith(_OURS)
 
 
 def _rules(field: FieldDescriptor, limits: FieldLimits) -> Iterator[_Rule]:
@@ -102,10 +123,8 @@ def _rules(field: FieldDescriptor, limits: FieldLimits) -> Iterator[_Rule]:
         yield from _string_rules(field, limits)
     elif field.enum_type is not None:
         yield _enum_rule(field.enum_type)
-    elif field.type == FieldDescriptor.TYPE_MESSAGE:
-        if limits.max_bytes:
-            most = limits.max_bytes
-            yield lambda value: _at_most(value.ByteSize(), most, "bytes")
+    elif field.message_type is not None:
+        yield from _message_rules(field, field.message_type, limits)
     else:
         yield from _number_rules(field, limits)
 
@@ -126,6 +145,16 @@ def _string_rules(field: FieldDescriptor, limits: FieldLimits) -> Iterator[_Rule
         yield lambda value: _at_most(len(value), most, "characters")
     if size := limits.max_bytes:
         yield lambda value: _at_most(_utf8_size(value), size, "bytes")
+
+
+def _message_rules(
+    field: FieldDescriptor, kind: Descriptor, limits: FieldLimits
+) -> Iterator[_Rule]:
+    if most := limits.max_bytes:
+        yield lambda value: _at_most(value.ByteSize(), most, "bytes")
+    elif not _is_ours(kind) and kind.full_name not in _SMALL:
+        message = f"{field.full_name} declares no greatest size"
+        raise ContractError(message)
 
 
 def _email_rule(value: str) -> str | None:

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hub_server.database import Database
-from hub_server.migrations import OWNER_ROLE, head
+from hub_server.migrations import head
 
 _OLDEST_POSTGRES: Final = 150000
 
@@ -17,17 +17,20 @@ _SETTINGS: Final = sa.text("""
            current_setting('synchronous_commit') AS synchronous_commit
 """)
 _ROLE: Final = sa.text("""
-    SELECT current_user AS name, rolsuper, rolbypassrls, pg_has_role(:owner, 'MEMBER') AS owns
-    FROM pg_roles WHERE rolname = current_user
+    SELECT current_user AS name, rolsuper, rolbypassrls FROM pg_roles WHERE rolname = current_user
+""")
+_SCHEMA: Final = sa.text("""
+    SELECT to_regclass('alembic_version') IS NOT NULL AS exists, current_user AS name,
+           has_table_privilege(to_regclass('alembic_version'), 'SELECT') AS readable
 """)
 _REVISION: Final = sa.text("SELECT version_num FROM alembic_version")
-_HAS_REVISION: Final = sa.text("SELECT to_regclass('alembic_version')")
-_UNPROTECTED: Final = sa.text("""
-    SELECT c.relname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+_TENANT_TABLES: Final = sa.text("""
+    SELECT c.relname, c.relrowsecurity AND c.relforcerowsecurity AS protected,
+           pg_has_role(c.relowner, 'MEMBER') AS owned
+    FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
     WHERE a.attname = 'tenant_id' AND c.relkind IN ('r', 'p')
       AND c.relnamespace = current_schema()::regnamespace
-      AND NOT (c.relrowsecurity AND c.relforcerowsecurity)
-    ORDER BY 1
+    ORDER BY c.relname
 """)
 
 
@@ -43,7 +46,7 @@ async def check(database: Database) -> None:
     async with database.system() as connection:
         await _check_settings(connection)
         await _check_schema(connection)
-        await _check_role(connection)
+        await _check_tenancy(connection)
 
 
 async def _check_settings(connection: AsyncConnection) -> None:
@@ -56,22 +59,24 @@ async def _check_settings(connection: AsyncConnection) -> None:
 
 
 async def _check_schema(connection: AsyncConnection) -> None:
-    known = (await connection.execute(_HAS_REVISION)).scalar()
-    revision = (await connection.execute(_REVISION)).scalar() if known else None
+    schema = (await connection.execute(_SCHEMA)).one()
+    if schema.exists and not schema.readable:
+        _refuse(f"role {schema.name} has no rights here: `hub migrate` was run for another role")
+    revision = (await connection.execute(_REVISION)).scalar() if schema.exists else None
     if revision != head():
         found = f"is at revision {revision}" if revision else "has no hub schema"
         _refuse(f"the database {found}, this hub needs {head()}: run `hub migrate`")
-    unprotected = (await connection.execute(_UNPROTECTED)).scalars().all()
-    if unprotected:
+
+
+async def _check_tenancy(connection: AsyncConnection) -> None:
+    role = (await connection.execute(_ROLE)).one()
+    if role.rolsuper or role.rolbypassrls:
+        _refuse(f"role {role.name} bypasses row security: tenants would not be separated")
+    tables = (await connection.execute(_TENANT_TABLES)).all()
+    if unprotected := [table.relname for table in tables if not table.protected]:
         _refuse(f"row security is not enabled and forced on: {', '.join(unprotected)}")
-
-
-async def _check_role(connection: AsyncConnection) -> None:
-    row = (await connection.execute(_ROLE, {"owner": OWNER_ROLE})).one()
-    if row.rolsuper or row.rolbypassrls:
-        _refuse(f"role {row.name} bypasses row security: tenants would not be separated")
-    if row.owns:
-        _refuse(f"role {row.name} owns the tables: it could switch row security off")
+    if any(table.owned for table in tables):
+        _refuse(f"role {role.name} owns the tables: it could switch row security off")
 
 
 def _refuse(finding: str) -> None:

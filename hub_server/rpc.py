@@ -31,6 +31,7 @@ from hub_server.limits import Check, compile_check, level_of, loggable_fields
 
 REQUEST_ID_METADATA: Final = "x-request-id"
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_MOMENT_SECONDS: Final = 0.05
 _HUB: Final = Path(__file__).parent
 
 T = TypeVar("T")
@@ -81,6 +82,8 @@ class Rpc:
         self._most_calls = most_calls
         self._default_deadline = default_deadline
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_draining = False
+        self._refused = 0  # while draining
 
     def handler(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
         """Return the handler of all methods of a service.
@@ -97,16 +100,26 @@ class Rpc:
         return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
     async def drain(self, seconds: float) -> None:
-        """Let running work finish, at most so long, then break it off.
+        """Let running work finish, at most so long, then break it off; new calls are UNAVAILABLE.
 
-        A transaction that is broken off is rolled back, and its connection closed.
+        A transaction that is broken off is rolled back, and its connection closed. To be called
+        before the server stops: gRPC answers CANCELLED to the calls it has queued by then.
         """
+        self._is_draining = True
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=seconds)
+            await self._quiet(seconds)
         left = set(self._tasks)
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+
+    async def _quiet(self, seconds: float) -> None:
+        """Return once no new call had to be refused for a moment, or after so long."""
+        end, refused = time.monotonic() + seconds, -1
+        while refused != self._refused and time.monotonic() < end:
+            refused = self._refused
+            await asyncio.sleep(_MOMENT_SECONDS)
 
     def _unary(self, method: _Method) -> Callable[[bytes, Context], Coroutine[Any, Any, bytes]]:
         async def unary(request: bytes, context: Context) -> bytes:
@@ -139,9 +152,11 @@ class Rpc:
 
     async def _owned(self, work: Coroutine[Any, Any, T], deadline: float) -> T:
         """Run the work in a task of the server, and wait for it no longer than the deadline."""
-        if len(self._tasks) >= self._most_calls:
+        if self._is_draining or len(self._tasks) >= self._most_calls:
             work.close()
-            raise HubError(Reason.REASON_OVERLOADED)
+            self._refused += self._is_draining
+            reason = Reason.REASON_UNAVAILABLE if self._is_draining else Reason.REASON_OVERLOADED
+            raise HubError(reason)
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)

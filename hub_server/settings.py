@@ -1,11 +1,13 @@
 """Every setting of the hub, typed, read from the environment (``HUB_*``)."""
 
+import re
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+_POSTGRES_URL = re.compile(r"postgres(ql)?(\+[a-z0-9]+)?://")
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -15,7 +17,9 @@ class Settings(BaseSettings):
     Raises pydantic's ``ValidationError`` when a value is malformed or two contradict each other.
     """
 
-    model_config = SettingsConfigDict(env_prefix="HUB_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="HUB_", env_ignore_empty=True, frozen=True, extra="ignore"
+    )
 
     data_dir: Path = Field(default=Path(".hub"), description="Where the hub keeps its own files.")
     listen: str = Field(default="127.0.0.1:50051", description="host:port; port 0 = any free one.")
@@ -71,6 +75,14 @@ class Settings(BaseSettings):
         default=10.0, ge=0, description="Seconds that running calls get at shutdown."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @field_validator("database_url", "owner_url")
+    @classmethod
+    def _is_postgres(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not _POSTGRES_URL.match(url.get_secret_value()):
+            message = "must be a URL like postgresql://user:password@host/database"
+            raise ValueError(message)
+        return url
 
     @property
     def on_loopback(self) -> bool:

@@ -33,8 +33,14 @@ class MiniLm:
     model: str = "minilm-l6-v2-int8"
     dimension: int = 384
 
-    def __init__(self, threads: int = 0) -> None:
-        """Load the model. `threads` compute within one run; 0 = one per core."""
+    def __init__(self, threads: int = 1) -> None:
+        """Load the model. `threads` compute within one run; 0 = one per core.
+
+        Callers in threads of their own use the cores better than threads within a run, which wait
+        for each other. Measured on 2 cores, abstracts of 200 tokens: two callers with one thread
+        each 33 texts a second, one caller with two threads 26; a query alone takes 6 ms instead
+        of 12, and beside two callers that ingest 26 ms instead of 44.
+        """
         self._tokenizer: Tokenizer = Tokenizer.from_file(str(_tokenizer_path()))
         # The shipped file cuts at 128 and pads to 128. We cut and pad ourselves, which also keeps
         # the tokenizer free of state that two threads could change under one another.

@@ -46,7 +46,10 @@ class WordLlama256:
         return [len(ids) for ids in self._encode(texts)]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        # This tokenizer makes tokens of line ends and indents, which would count in the mean like
+        # words: on Cranfield, whose lines are short, they cost .006 of nDCG@10.
+        folded = [" ".join(text.split()) for text in texts]
+        encodings = self._tokenizer.encode_batch(folded, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def _mean(self, ids: list[int]) -> NDArray[np.float32]:

@@ -1,9 +1,12 @@
 """Ingestion: documents that wait are split, embedded and made searchable.
 
-The queue is the documents themselves. A worker claims one with SKIP LOCKED for the time of a
-lease, which each written batch extends; when it dies, the lease ends and another goes on behind
-the chunks that are written already. Each claim is a numbered attempt, and a worker whose attempt
+The queue is the documents themselves. The hub claims one with SKIP LOCKED for the time of a
+lease, which every step of the work extends; when it dies, the lease ends and another hub goes on
+behind the chunks that are written already. Each claim is a numbered attempt, and an attempt that
 is no longer the document's writes nothing.
+
+Several documents are worked on at once, step by step in turn: a large one does not hold up the
+small ones behind it.
 """
 
 import asyncio
@@ -14,39 +17,43 @@ from functools import partial
 from typing import Any, Final
 
 import structlog
-from semantic_text_splitter import MarkdownSplitter
 
 from hub_server import spaces
 from hub_server.caller import Caller
 from hub_server.database import Database
 from hub_server.embedding import Embedder
 from hub_server.errors import HubError
+from hub_server.jobs import splitting
 from hub_server.knowledge.repository import KnowledgeRepository, claim_document
 from hub_server.knowledge.service import KIND
 from hub_server.rows import Row
 from hub_server.rpc import causes
 from hub_server.workers import Workers
 
-_WORKERS: Final = 2
-_BATCH: Final = 32
+_THREADS: Final = 2
+_DOCUMENTS: Final = 8
+# Chunks of one step: half a second of MiniLM, which is also what a stopping hub may wait for.
+_BATCH: Final = 16
 _POLL_SECONDS: Final = 2.0
+_RELEASE_SECONDS: Final = 2.0
 _MOST_ATTEMPTS: Final = 5
-_CHUNK_TOKENS: Final = 220
+# As much of a title as a chunk is embedded with: a longer one would leave no room for the chunk.
+_TITLE_CHARS: Final = 120
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.ingestion")
 
 
 class Ingestion:
-    """The ingestion workers of one process."""
+    """The ingestion of one process."""
 
     def __init__(self, database: Database, embedder: Embedder, lease: dt.timedelta) -> None:
         """Work on the documents of a database with the model that searches use."""
         self._database = database
         self._embedder = embedder
         self._lease = lease
-        self._splitter = MarkdownSplitter.from_callback(self._count, _CHUNK_TOKENS)
         # Threads of its own: a query's embedding never waits for a document's.
-        self._threads = Workers("ingest", threads=_WORKERS, most_waiting=2 * _WORKERS)
+        self._threads = Workers("ingest", threads=_THREADS, most_waiting=_DOCUMENTS)
+        self._free = asyncio.Semaphore(_DOCUMENTS)
         self._waiting = asyncio.Event()
 
     def wake(self) -> None:
@@ -57,40 +64,45 @@ class Ingestion:
         """Work until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(_WORKERS):
-                    group.create_task(self._work())
+                while True:
+                    await self._free.acquire()
+                    self._waiting.clear()
+                    attempt = await self._claim()
+                    if attempt is not None:
+                        group.create_task(self._work(attempt))
+                        continue
+                    self._free.release()
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._waiting.wait(), _POLL_SECONDS)
         finally:
             self._threads.close()
 
-    async def _work(self) -> None:
-        while True:
-            self._waiting.clear()
-            try:
-                found = await self._next()
-            except HubError as error:
-                # The database is away or too busy; the claim, if any, ends with its lease.
-                log.warning("ingestion paused", cause=causes(error))
-                found = False
-            if not found:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._waiting.wait(), _POLL_SECONDS)
+    async def _claim(self) -> "_Attempt | None":
+        """Claim the document that waits for longest; None = none waits, or Postgres is away."""
+        try:
+            async with self._database.system() as connection:
+                claim = await claim_document(connection, self._lease)
+        except HubError as error:
+            log.warning("ingestion paused", cause=causes(error))
+            return None
+        return None if claim is None else _Attempt(self._database, claim, self._lease)
 
-    async def _next(self) -> bool:
-        """Claim one document and process it; False = none waits."""
-        async with self._database.system() as connection:
-            claim = await claim_document(connection, self._lease)
-        if claim is None:
-            return False
-        attempt = _Attempt(self._database, claim)
+    async def _work(self, attempt: "_Attempt") -> None:
+        """Process one document; whatever its fault, the others go on."""
         try:
             await self._process(attempt)
-        except HubError:
+        except asyncio.CancelledError:
+            await attempt.release()
             raise
-        except Exception as error:  # noqa: BLE001 - one document's fault must not end the worker
-            cause = causes(error)
-            log.error("ingestion failed", document_id=attempt.document_id, cause=cause)  # noqa: TRY400
-            await attempt.fail(f"the text could not be processed ({type(error).__name__})")
-        return True
+        except HubError as error:
+            # The database is away or too busy; the claim ends with its lease.
+            log.warning("ingestion broken off", **attempt.facts, cause=causes(error))
+        except Exception as error:  # noqa: BLE001 - one document's fault must not end the others
+            log.error("ingestion failed", **attempt.facts, cause=causes(error))  # noqa: TRY400
+            with suppress(HubError):
+                await attempt.fail(f"the text could not be processed ({type(error).__name__})")
+        finally:
+            self._free.release()
 
     async def _process(self, attempt: "_Attempt") -> None:
         if attempt.number > _MOST_ATTEMPTS:
@@ -99,22 +111,37 @@ class Ingestion:
         document = await attempt.document()
         if document is None:
             return
-        pieces = await self._threads.run(lambda: self._splitter.chunks(document["text"]))
-        if not pieces:
+        pieces = await self._split(attempt, document["text"])
+        if pieces == []:
             await attempt.fail("the document holds no text")
-            return
-        done = await attempt.resume(pieces, self._embedder.model)
+        elif pieces is not None:
+            await self._write(attempt, document, pieces)
+
+    async def _split(self, attempt: "_Attempt", text: str) -> list[str] | None:
+        """Return the pieces of a text; None = the claim was lost."""
+        pieces: list[str] = []
+        for place, block in enumerate(splitting.blocks(text)):
+            if place > 0 and not await attempt.extend():
+                return None
+            split = partial(splitting.pieces, block, self._embedder.count_tokens)
+            pieces += await self._threads.run(split)
+        return pieces
+
+    async def _write(self, attempt: "_Attempt", document: Row, pieces: Sequence[str]) -> None:
+        model = self._embedder.model
+        done = await attempt.resume(pieces, model)
         for start in range(done, len(pieces), _BATCH):
             batch = pieces[start : start + _BATCH]
             rows = await self._threads.run(partial(self._embed, document, start, batch))
-            if not await attempt.write(document, rows, self._embedder.model, self._lease):
+            if not await attempt.write(document, rows, model):
                 return
         if await attempt.finish(document["user_id"], len(pieces)):
-            log.info("ingested", document_id=attempt.document_id, chunks=len(pieces))
+            log.info("ingested", **attempt.facts, chunks=len(pieces))
 
     def _embed(self, document: Row, start: int, batch: Sequence[str]) -> list[dict[str, Any]]:
         """Return the chunks of a batch as rows; a chunk is embedded together with its title."""
-        vectors = self._embedder.embed([f"{document['title']}\n{piece}" for piece in batch])
+        title = document["title"][:_TITLE_CHARS]
+        vectors = self._embedder.embed([f"{title}\n{piece}" for piece in batch])
         counts = self._embedder.count_tokens(batch)
         return [
             {
@@ -131,29 +158,50 @@ class Ingestion:
             for place, piece in enumerate(batch)
         ]
 
-    def _count(self, text: str) -> int:
-        return self._embedder.count_tokens([text])[0]
-
 
 class _Attempt:
     """One claim of one document: what it may read and write."""
 
-    def __init__(self, database: Database, claim: Row) -> None:
+    def __init__(self, database: Database, claim: Row, lease: dt.timedelta) -> None:
         self._database = database
+        self._lease = lease
         self._tenant_id: str = claim["tenant_id"]
         self.document_id: str = claim["document_id"]
         self.number: int = claim["attempt"]
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a log line tells of it."""
+        return {"document_id": self.document_id, "attempt": self.number}
+
     async def document(self) -> Row | None:
         """Return the document, or None when it is this attempt's no longer."""
-        async with self._database.transaction(self._hub()) as connection:
+        async with self._database.statement(self._hub()) as connection:
             return await self._repository(connection).claimed(self.document_id, self.number)
 
-    async def resume(self, pieces: Sequence[str], model: str) -> int:
-        """Return how many pieces an earlier attempt has written.
+    async def extend(self) -> bool:
+        """Take a new lease; False = the claim was lost."""
+        async with self._database.statement(self._hub()) as connection:
+            repository = self._repository(connection)
+            return await repository.extend_lease(self.document_id, self.number, self._lease)
 
-        What it wrote in another way (another model, other pieces) is dropped.
+    async def release(self) -> None:
+        """Give the claim back: who starts next need not wait for the lease to end."""
+        with suppress(HubError, TimeoutError):
+            async with (
+                asyncio.timeout(_RELEASE_SECONDS),
+                self._database.statement(self._hub()) as connection,
+            ):
+                repository = self._repository(connection)
+                await repository.set_claimed(self.document_id, self.number, lease_expires_at=None)
+
+    async def resume(self, pieces: Sequence[str], model: str) -> int:
+        """Return how many pieces earlier attempts have written.
+
+        What they wrote in another way (another model, other pieces) is dropped.
         """
+        if self.number == 1:
+            return 0
         async with self._database.transaction(self._hub()) as connection:
             repository = self._repository(connection)
             if await repository.claimed(self.document_id, self.number) is None:
@@ -164,13 +212,11 @@ class _Attempt:
             await repository.drop_chunks(self.document_id)
             return 0
 
-    async def write(
-        self, document: Row, rows: list[dict[str, Any]], model: str, lease: dt.timedelta
-    ) -> bool:
+    async def write(self, document: Row, rows: list[dict[str, Any]], model: str) -> bool:
         """Write a batch of chunks and extend the lease; False = the claim was lost."""
         async with self._database.transaction(self._hub()) as connection:
             repository = self._repository(connection)
-            if not await repository.extend_lease(self.document_id, self.number, lease):
+            if not await repository.extend_lease(self.document_id, self.number, self._lease):
                 return False
             await repository.add_chunks(
                 rows,

@@ -18,6 +18,13 @@ from hub_server.database import driver_url
 OWNER_ROLE: Final = "hub_owner"
 # Any constant number serves; all hubs that migrate one database must agree on it.
 _LOCK: Final = 0x68756221
+# Roles belong to the whole server: hubs that migrate other databases may make them at this moment.
+_CREATE_ROLE: Final = """
+DO $$ BEGIN
+    CREATE ROLE {role} {login} NOSUPERUSER NOBYPASSRLS;
+EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
+END $$
+"""
 
 
 class MigrationError(RuntimeError):
@@ -75,7 +82,7 @@ def _ensure_roles(connection: sa.Connection, server_role: str) -> None:
     for role, login in ((OWNER_ROLE, "NOLOGIN"), (server_role, "LOGIN")):
         known = connection.scalar(sa.text("SELECT 1 FROM pg_roles WHERE rolname = :r"), {"r": role})
         if known is None:
-            connection.execute(sa.text(f"CREATE ROLE {role} {login} NOSUPERUSER NOBYPASSRLS"))
+            connection.execute(sa.text(_CREATE_ROLE.format(role=role, login=login)))
     # A superuser is a member of every role; a creator of roles must be made one (Postgres 16).
     for role in (OWNER_ROLE, server_role):
         if not connection.scalar(sa.text("SELECT pg_has_role(:r, 'MEMBER')"), {"r": role}):

@@ -1,0 +1,102 @@
+"""Calls as bytes, and answers as any gRPC client sees them; no code of the hub reads them here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from hub_client.v1 import chat_pb2, identity_pb2, knowledge_pb2, memory_pb2
+
+SERVICES: Final = tuple(
+    module.DESCRIPTOR.services_by_name[name]
+    for module, name in (
+        (identity_pb2, "IdentityService"),
+        (chat_pb2, "ChatService"),
+        (memory_pb2, "MemoryService"),
+        (knowledge_pb2, "KnowledgeService"),
+    )
+)
+METHODS: Final[tuple[MethodDescriptor, ...]] = tuple(
+    method for service in SERVICES for method in service.methods
+)
+
+_Detail = TypeVar("_Detail", bound=Message)
+
+
+def method_named(name: str) -> MethodDescriptor:
+    """Return the method of this name; no two services share one."""
+    (method,) = (method for method in METHODS if method.name == name)
+    return method
+
+
+def path_of(method: MethodDescriptor) -> str:
+    """Return the path of a method on the wire."""
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back: a status with its trailing metadata, and the response when it is OK."""
+
+    code: grpc.StatusCode
+    message: str
+    trailers: Mapping[str, str | bytes]
+    response: bytes = b""
+
+    @property
+    def reason(self) -> str:
+        """The reason in ErrorInfo; empty when the call succeeded."""
+        return "" if self.code == grpc.StatusCode.OK else self.info.reason
+
+    @property
+    def info(self) -> error_details_pb2.ErrorInfo:
+        """The ErrorInfo of a refusal."""
+        return self.detail(error_details_pb2.ErrorInfo)
+
+    @property
+    def bad_fields(self) -> set[str]:
+        """The fields that BadRequest names; empty without BadRequest."""
+        if not self.has(error_details_pb2.BadRequest):
+            return set()
+        bad = self.detail(error_details_pb2.BadRequest)
+        return {violation.field for violation in bad.field_violations}
+
+    def has(self, kind: type[Message]) -> bool:
+        """Tell whether the status bears such a detail."""
+        return bool(self._details(kind))
+
+    def detail(self, kind: type[_Detail]) -> _Detail:
+        """Return the one detail of this kind."""
+        (packed,) = self._details(kind)
+        return kind.FromString(packed)
+
+    def _details(self, kind: type[Message]) -> list[bytes]:
+        raw = self.trailers["grpc-status-details-bin"]
+        assert isinstance(raw, bytes)
+        details = status_pb2.Status.FromString(raw).details
+        return [one.value for one in details if one.TypeName() == kind.DESCRIPTOR.full_name]
+
+
+async def call(
+    channel: grpc.aio.Channel,
+    method: MethodDescriptor,
+    request: Message | bytes,
+    *metadata: tuple[str, str],
+) -> Answer:
+    """Make a call with exactly this metadata; never raises for a refusal."""
+    raw = request if isinstance(request, bytes) else request.SerializeToString()
+    caller: Any = channel.unary_unary(path_of(method))
+    sent = caller(raw, metadata=metadata, timeout=30)
+    code, message = await sent.code(), await sent.details()
+    trailers = dict(await sent.trailing_metadata())
+    response = await sent if code == grpc.StatusCode.OK else b""
+    return Answer(code, message, trailers, response)
+
+
+def bearer(credential: str) -> tuple[str, str]:
+    """Return the metadata that presents a credential."""
+    return "authorization", f"Bearer {credential}"
