@@ -9,8 +9,9 @@ from google.protobuf.message import Message
 
 from hub_client.errors import HubError, from_rpc
 
-# UNAVAILABLE is retried: no call that reached the hub is done twice, since each create bears a
-# request_id, and every other change is the same when it is made again.
+# UNAVAILABLE is retried. No create is done twice, since each bears a request_id. Other changes are
+# made again: a deletion whose answer was lost is then NOT_FOUND, an update with an etag
+# ETAG_MISMATCH.
 SERVICE_CONFIG: Final = """{"methodConfig": [{"name": [{}], "retryPolicy": {
     "maxAttempts": 4, "initialBackoff": "0.1s", "maxBackoff": "2s", "backoffMultiplier": 3,
     "retryableStatusCodes": ["UNAVAILABLE"]}}]}"""

@@ -19,20 +19,37 @@ Group = list[tuple[Item, asyncio.Future[Outcome]]]
 
 
 class Batcher(Generic[Item, Outcome]):
-    """Collects items and flushes them in groups, one group at a time, in order of arrival."""
+    """Collects items and flushes them in groups, in order of arrival."""
 
-    def __init__(self, flush: Flush[Item, Outcome], *, most_items: int, most_waiting: int) -> None:
-        """``flush`` answers a group item by item, in the group's order."""
+    def __init__(
+        self,
+        flush: Flush[Item, Outcome],
+        *,
+        most_items: int,
+        most_waiting: int,
+        most_groups: int = 1,
+        weigh: Callable[[Item], int] | None = None,
+        most_weight: int = 0,
+    ) -> None:
+        """``flush`` answers a group item by item, in the group's order.
+
+        ``most_groups`` may be under way at a time: with two, one that waits for a lock, or for a
+        connection that fell silent, does not hold up all others. With ``weigh`` a group weighs at
+        most ``most_weight``, unless it is of one item.
+        """
         self._flush = flush
         self._most_items = most_items
         self._most_waiting = most_waiting
+        self._most_groups = most_groups
+        self._weigh = weigh
+        self._most_weight = most_weight
         self._waiting: deque[tuple[Item, asyncio.Future[Outcome]]] = deque()
-        self._worker: asyncio.Task[None] | None = None
+        self._workers: set[asyncio.Task[None]] = set()
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing is being flushed."""
-        return self._worker is None
+        return not self._workers
 
     async def submit(self, item: Item) -> Outcome:
         """Return the item's own outcome. Raises OVERLOADED when too many wait, or flush's error.
@@ -44,19 +61,35 @@ class Batcher(Generic[Item, Outcome]):
             raise HubError(Reason.REASON_OVERLOADED)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        if self._worker is None:
-            self._worker = asyncio.create_task(self._work())
+        if len(self._workers) < self._most_groups:
+            worker = asyncio.create_task(self._work())
+            self._workers.add(worker)
+            worker.add_done_callback(self._ended)
         return await future
 
-    async def _work(self) -> None:
-        try:
-            while self._waiting:
-                count = min(len(self._waiting), self._most_items)
-                await self._settle([self._waiting.popleft() for _ in range(count)])
-        finally:
-            self._worker = None
+    def _ended(self, worker: asyncio.Task[None]) -> None:
+        self._workers.discard(worker)
+        if not self._workers:
             _fail(list(self._waiting), HubError(Reason.REASON_UNAVAILABLE))
             self._waiting.clear()
+
+    def _group(self) -> Group[Item, Outcome]:
+        """Take the next group off the queue."""
+        group = [self._waiting.popleft()]
+        weight = self._weight(group[0])
+        while self._waiting and len(group) < self._most_items:
+            weight += self._weight(self._waiting[0])
+            if weight > self._most_weight:
+                break
+            group.append(self._waiting.popleft())
+        return group
+
+    def _weight(self, pair: tuple[Item, asyncio.Future[Outcome]]) -> int:
+        return self._weigh(pair[0]) if self._weigh else 0
+
+    async def _work(self) -> None:
+        while self._waiting:
+            await self._settle(self._group())
 
     async def _settle(self, group: Group[Item, Outcome]) -> None:
         try:

@@ -42,11 +42,16 @@ class Retry:
     fingerprint: bytes
 
 
-def retry_of(request: Message) -> Retry:
-    """Return what tells a retry of this request from another use of its id."""
+def retry_of(request: Message, *, but: str | None = None) -> Retry:
+    """Return what tells a retry of this request from another use of its id.
+
+    The field ``but`` is left out: a fast hash of a password must not be stored.
+    """
     bare = type(request)()
     bare.CopyFrom(request)
     bare.ClearField("request_id")
+    if but is not None:
+        bare.ClearField(but)
     content = bare.SerializeToString(deterministic=True)
     name = request.DESCRIPTOR.full_name.encode()
     asked: Any = request  # the type Message declares no fields

@@ -10,18 +10,18 @@ import hashlib
 import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 from google.protobuf.message import Message
 
 from hub_server.caller import Caller
 from hub_server.errors import HubError, Reason
+from hub_server.rows import Row
 
 DEFAULT_SIZE: Final = 50
 LARGEST_SIZE: Final = 1000
+PAGE_BYTES: Final = 5 << 19  # 2.5 MiB: a further message of 1 MiB still fits into 4 MiB
 _MAC_BYTES: Final = 16
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +85,26 @@ def _decode(token: str) -> bytes:
     return raw
 
 
-def split(rows: Sequence[T], size: int, key: Callable[[T], str]) -> tuple[Sequence[T], str | None]:
+def split(
+    rows: Sequence[Row], size: int, key: Callable[[Row], str]
+) -> tuple[Sequence[Row], str | None]:
     """Split ``size + 1`` fetched rows into the page and the key after which the next begins.
 
-    The key is None when this page is the last.
+    A page ends early when its texts fill PAGE_BYTES, since most gRPC clients take answers of 4 MiB
+    at most; one row is always in it. The key is None when this page is the last.
     """
-    if len(rows) <= size:
+    kept, filled = 0, 0
+    for row in rows[:size]:
+        filled += _text_bytes(row)
+        if kept and filled > PAGE_BYTES:
+            break
+        kept += 1
+    if kept == len(rows):
         return rows, None
-    return rows[:size], key(rows[size - 1])
+    return rows[:kept], key(rows[kept - 1])
+
+
+def _text_bytes(row: Row) -> int:
+    """Estimate what the texts of a row, metadata included, take on the wire."""
+    texts = (value if isinstance(value, str) else repr(value) for value in row.values())
+    return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)

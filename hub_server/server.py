@@ -45,6 +45,9 @@ SERVICES: Final = {
 _MEBIBYTE: Final = 1 << 20
 # A document of 4 MiB and what stands beside it; the limits of the fields are checked after that.
 _LARGEST_REQUEST: Final = 8 * _MEBIBYTE
+# Pages are cut well below this; see paging.
+_LARGEST_ANSWER: Final = 64 * _MEBIBYTE
+_LAST_REPLIES_SECONDS: Final = 0.5
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.server")
 
@@ -114,7 +117,11 @@ async def _listen(
         options=(
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", _LARGEST_REQUEST),
-            ("grpc.max_send_message_length", -1),
+            ("grpc.max_send_message_length", _LARGEST_ANSWER),
+            # Calls that gRPC has read and we have not seen yet: beyond these it answers a bare
+            # CANCELLED, so most of a flood must reach us, who answer OVERLOADED with RetryInfo.
+            ("grpc.server.max_pending_requests", 8 * settings.max_calls),
+            ("grpc.server.max_pending_requests_hard_limit", 16 * settings.max_calls),
         )
     )
     for room, servicer in servicers.items():
@@ -164,8 +171,9 @@ async def _stop(
     server: grpc.aio.Server, health: health_aio.HealthServicer, rpc: Rpc, drain: float
 ) -> None:
     await health.enter_graceful_shutdown()
-    await server.stop(drain)
     await rpc.drain(drain)
+    # What is left are streams without end, such as a watch of the health.
+    await server.stop(_LAST_REPLIES_SECONDS)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -118,7 +118,9 @@ class ChatServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListMessages(self, request, context):
-        """Lists the messages of a session in the order of their `seq`.
+        """Lists the messages of a session in the order of their `seq`. A page of long
+        messages ends early, so that an answer stays below 4 MiB; this holds for
+        every list.
 
         Errors include: NOT_FOUND (the session), FEATURE_DISABLED, PAGE_TOKEN_INVALID.
         """

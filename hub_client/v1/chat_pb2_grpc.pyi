@@ -61,7 +61,9 @@ class ChatServiceStub:
     (role `tool`), REQUEST_ID_REUSED.
     """
     ListMessages: _grpc.UnaryUnaryMultiCallable[_chat_pb2.ListMessagesRequest, _chat_pb2.ListMessagesResponse]
-    """Lists the messages of a session in the order of their `seq`.
+    """Lists the messages of a session in the order of their `seq`. A page of long
+    messages ends early, so that an answer stays below 4 MiB; this holds for
+    every list.
 
     Errors include: NOT_FOUND (the session), FEATURE_DISABLED, PAGE_TOKEN_INVALID.
     """
@@ -105,7 +107,9 @@ class ChatServiceAsyncStub(ChatServiceStub):
     (role `tool`), REQUEST_ID_REUSED.
     """
     ListMessages: _aio.UnaryUnaryMultiCallable[_chat_pb2.ListMessagesRequest, _chat_pb2.ListMessagesResponse]  # type: ignore[assignment]
-    """Lists the messages of a session in the order of their `seq`.
+    """Lists the messages of a session in the order of their `seq`. A page of long
+    messages ends early, so that an answer stays below 4 MiB; this holds for
+    every list.
 
     Errors include: NOT_FOUND (the session), FEATURE_DISABLED, PAGE_TOKEN_INVALID.
     """
@@ -176,7 +180,9 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _chat_pb2.ListMessagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_chat_pb2.ListMessagesResponse, _abc.Awaitable[_chat_pb2.ListMessagesResponse]]:
-        """Lists the messages of a session in the order of their `seq`.
+        """Lists the messages of a session in the order of their `seq`. A page of long
+        messages ends early, so that an answer stays below 4 MiB; this holds for
+        every list.
 
         Errors include: NOT_FOUND (the session), FEATURE_DISABLED, PAGE_TOKEN_INVALID.
         """

@@ -126,7 +126,9 @@ class ChatClient:
     def list_messages(
         self, request: ListMessagesRequest, *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Lists the messages of a session in the order of their `seq`.
+        """Lists the messages of a session in the order of their `seq`. A page of long
+        messages ends early, so that an answer stays below 4 MiB; this holds for
+        every list.
 
         Errors include: NOT_FOUND (the session), FEATURE_DISABLED, PAGE_TOKEN_INVALID.
         """
@@ -208,7 +210,9 @@ class AsyncChatClient:
     def list_messages(
         self, request: ListMessagesRequest, *, timeout: float | None = None
     ) -> AsyncIterator[Message]:
-        """Lists the messages of a session in the order of their `seq`.
+        """Lists the messages of a session in the order of their `seq`. A page of long
+        messages ends early, so that an answer stays below 4 MiB; this holds for
+        every list.
 
         Errors include: NOT_FOUND (the session), FEATURE_DISABLED, PAGE_TOKEN_INVALID.
         """
@@ -233,8 +237,9 @@ class IdentityClient:
     """Keeps the users of a tenant, their configuration and their credentials.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
-    or INTERNAL; what else it may answer is told beside it.
+    LEVEL_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
+    what else it may answer is told beside it. A service key may read and change
+    disabled users here, as whoever manages them must.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -312,8 +317,9 @@ class AsyncIdentityClient:
     """Keeps the users of a tenant, their configuration and their credentials.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
-    or INTERNAL; what else it may answer is told beside it.
+    LEVEL_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
+    what else it may answer is told beside it. A service key may read and change
+    disabled users here, as whoever manages them must.
     """
 
     def __init__(self, transport: AsyncTransport) -> None:

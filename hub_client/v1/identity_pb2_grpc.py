@@ -29,8 +29,9 @@ class IdentityServiceStub:
     """Keeps the users of a tenant, their configuration and their credentials.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
-    or INTERNAL; what else it may answer is told beside it.
+    LEVEL_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
+    what else it may answer is told beside it. A service key may read and change
+    disabled users here, as whoever manages them must.
     """
 
     def __init__(self, channel):
@@ -75,8 +76,9 @@ class IdentityServiceServicer:
     """Keeps the users of a tenant, their configuration and their credentials.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
-    or INTERNAL; what else it may answer is told beside it.
+    LEVEL_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
+    what else it may answer is told beside it. A service key may read and change
+    disabled users here, as whoever manages them must.
     """
 
     def CreateUser(self, request, context):
@@ -182,8 +184,9 @@ class IdentityService:
     """Keeps the users of a tenant, their configuration and their credentials.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
-    or INTERNAL; what else it may answer is told beside it.
+    LEVEL_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
+    what else it may answer is told beside it. A service key may read and change
+    disabled users here, as whoever manages them must.
     """
 
     @staticmethod

@@ -30,8 +30,9 @@ class IdentityServiceStub:
     """Keeps the users of a tenant, their configuration and their credentials.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
-    or INTERNAL; what else it may answer is told beside it.
+    LEVEL_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
+    what else it may answer is told beside it. A service key may read and change
+    disabled users here, as whoever manages them must.
     """
 
     @_typing.overload
@@ -78,8 +79,9 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     """Keeps the users of a tenant, their configuration and their credentials.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
-    or INTERNAL; what else it may answer is told beside it.
+    LEVEL_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
+    what else it may answer is told beside it. A service key may read and change
+    disabled users here, as whoever manages them must.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -122,8 +124,9 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps the users of a tenant, their configuration and their credentials.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
-    or INTERNAL; what else it may answer is told beside it.
+    LEVEL_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
+    what else it may answer is told beside it. A service key may read and change
+    disabled users here, as whoever manages them must.
     """
 
     @_abc_1.abstractmethod

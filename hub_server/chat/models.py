@@ -21,6 +21,12 @@ chat_sessions = tenant_table(
     sa.PrimaryKeyConstraint("tenant_id", "session_id"),
     sa.ForeignKeyConstraint(["tenant_id", "user_id"], ["users.tenant_id", "users.user_id"]),
     sa.Index("chat_sessions_of_user", "tenant_id", "user_id", "session_id"),
+    sa.Index(
+        "chat_sessions_active",
+        "tenant_id",
+        "user_id",
+        postgresql_where=sa.text("is_active AND deleted_at IS NULL"),
+    ),
 )
 
 chat_messages = tenant_table(

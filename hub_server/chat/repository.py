@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from hub_server.chat.models import chat_messages, chat_sessions
 from hub_server.identity.models import user_configs, users
 from hub_server.ids import new_id
-from hub_server.paging import Page
+from hub_server.paging import PAGE_BYTES, Page
 from hub_server.rows import Row
 
 _SESSION: Final = (
@@ -249,12 +249,13 @@ class ChatRepository:
         seq = chat_messages.c.seq
         found = sa.select(*_MESSAGE).where(
             chat_messages.c.tenant_id == self._tenant_id,
-            chat_messages.c.session_id == chat_sessions.c.session_id,
+            chat_messages.c.session_id == session_id,
         )
         if page.after:
             found = found.where(seq < int(page.after) if newest_first else seq > int(page.after))
-        found = found.order_by(seq.desc() if newest_first else seq).limit(page.size + 1)
-        rows = found.lateral("page")
+        order = seq.desc() if newest_first else seq.asc()
+        found = found.order_by(order).limit(page.size + 1)
+        rows = _within_page(found, order).lateral("page")
         query = (
             sa.select(
                 users.c.user_id,
@@ -285,6 +286,18 @@ class ChatRepository:
             users.c.user_id == user_id,
             users.c.deleted_at.is_(None),
         )
+
+
+def _within_page(found: sa.Select[Any], order: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    """Leave out what ``paging.split`` would not take, so that it is not even sent.
+
+    A thousand messages of a megabyte each would be a gigabyte.
+    """
+    size = sa.func.coalesce(sa.func.octet_length(chat_messages.c.content), 0)
+    before = sa.func.sum(size).over(order_by=order) - size
+    sized = found.add_columns(before.label("bytes_before")).subquery("sized")
+    columns = [column for column in sized.c if column.name != "bytes_before"]
+    return sa.select(*columns).where(sized.c.bytes_before <= 2 * PAGE_BYTES)
 
 
 def _same(left: sa.FromClause, right: sa.FromClause, *names: str) -> sa.ColumnElement[bool]:

@@ -1,7 +1,8 @@
 """Rules of chat. Opens the transactions; knows no gRPC."""
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,8 +18,13 @@ from hub_server.rows import Row, active_user, owned
 
 _MOST_TOGETHER: Final = 128
 _MOST_WAITING: Final = 1024
+_MOST_CHARACTERS: Final = 4 << 20
 # A raced item lost its request id to a group that has committed: the next statement sees it.
 _MOST_RACES: Final = 3
+
+
+# Nobody waits for it any more, so it is not stored.
+_LATE: Final[Row] = {"outcome": "LATE"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +139,26 @@ class ChatService:
         if batcher is None:
             self._batchers = {key: one for key, one in self._batchers.items() if not one.idle}
             batcher = self._batchers[tenant_id] = Batcher(
-                self._flush, most_items=_MOST_TOGETHER, most_waiting=_MOST_WAITING
+                self._flush,
+                most_items=_MOST_TOGETHER,
+                most_waiting=_MOST_WAITING,
+                most_groups=2,
+                weigh=lambda append: len(append.message.content),
+                most_weight=_MOST_CHARACTERS,
             )
         return batcher
 
     async def _flush(self, group: Sequence[_Append]) -> Sequence[Row]:
         # The most patient caller's deadline: the others' calls end without stopping the group.
         caller = max((append.caller for append in group), key=lambda caller: caller.deadline)
-        async with self._database.statement(caller) as connection:
-            repository = ChatRepository(connection, caller.tenant_id)
-            return await repository.append(_columns(group), KEPT)
+        now = time.monotonic()
+        in_time = [append for append in group if append.caller.deadline > now]
+        rows: Iterator[Row] = iter(())
+        if in_time:
+            async with self._database.statement(caller) as connection:
+                repository = ChatRepository(connection, caller.tenant_id)
+                rows = iter(await repository.append(_columns(in_time), KEPT))
+        return [next(rows) if append.caller.deadline > now else _LATE for append in group]
 
 
 def _columns(group: Sequence[_Append]) -> dict[str, list[Any]]:
@@ -167,6 +183,8 @@ def _columns(group: Sequence[_Append]) -> dict[str, list[Any]]:
 def _refusal(outcome: str) -> HubError:
     """Return why the statement did not take a message."""
     match outcome:
+        case "LATE":
+            return HubError(Reason.REASON_DEADLINE_EXCEEDED)
         case "USER_DISABLED":
             return HubError(Reason.REASON_USER_DISABLED)
         case "REUSED":

@@ -27,7 +27,7 @@ class Authenticator:
         """``most_waiting`` bounds the queue; beyond it calls are OVERLOADED."""
         self._database = database
         self._batcher: Batcher[bytes, Row | None] = Batcher(
-            self._look_up, most_items=_MOST_TOGETHER, most_waiting=most_waiting
+            self._look_up, most_items=_MOST_TOGETHER, most_waiting=most_waiting, most_groups=2
         )
 
     async def __call__(self, authorization: str, deadline: float) -> Caller:

@@ -1,6 +1,7 @@
 """The first start in an empty database: the tenant ``default`` and a service key for it."""
 
 import os
+import time
 from pathlib import Path
 
 from hub_server.caller import Caller
@@ -15,8 +16,8 @@ async def ensure_default_tenant(database: Database, key_file: Path) -> bool:
     """Create the tenant and write its key, unless the database has tenants; tell whether it did.
 
     The key is on disk before the tenant is committed: a crash in between leaves a file with a
-    key nobody honours, which the next start replaces, but never a tenant without a key. Of several
-    hubs that start at once one creates the tenant.
+    key nobody honours, which the next start sets aside, but never a tenant without a key. Of
+    several hubs that start at once one creates the tenant.
     """
     async with database.system() as connection:
         if await SystemRepository(connection).has_tenants():
@@ -38,7 +39,12 @@ async def shared_key(database: Database, name: str) -> bytes:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Replace a file by one that only this user can read, durably and at once."""
+    """Write a file that only this user can read, durably and at once.
+
+    One that is there already may be another database's only key: it is kept under another name.
+    """
+    if path.exists():
+        path.rename(path.with_name(f"{path.name}.{time.time_ns()}"))
     temporary = path.with_suffix(".new")
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -59,18 +59,32 @@ class IdentityService:
         hashed = None if password is None else await self._passwords.hash(password)
         async with self._database.transaction(caller) as connection:
             claims = Claims(connection, caller.tenant_id, NO_USER)
-            if (answer := await claims.claim(retry)) is not None:
-                return answer
-            user = await IdentityRepository(connection, caller.tenant_id).add_user(
-                email=email,
-                email_key=email_key(email),
-                password_hash=hashed,
-                display_name=display_name,
-            )
-            if user is None:
-                raise HubError(Reason.REASON_EMAIL_TAKEN)
-            await claims.keep(retry, user)
-            return user
+            answer = await claims.claim(retry)
+            if answer is None:
+                user = await IdentityRepository(connection, caller.tenant_id).add_user(
+                    email=email,
+                    email_key=email_key(email),
+                    password_hash=hashed,
+                    display_name=display_name,
+                )
+                if user is None:
+                    raise HubError(Reason.REASON_EMAIL_TAKEN)
+                await claims.keep(retry, user)
+                return user
+        await self._check_repeated(caller, email, password)
+        return answer
+
+    async def _check_repeated(self, caller: Caller, email: str, password: str | None) -> None:
+        """Refuse a retry that brings another password, which its fingerprint does not tell."""
+        async with self._database.statement(caller) as connection:
+            repository = IdentityRepository(connection, caller.tenant_id)
+            user = await repository.login(email_key(email))
+        stored = None if user is None else user["password_hash"]
+        same = (
+            stored is None if password is None else await self._passwords.verify(password, stored)
+        )
+        if not same:
+            raise HubError(Reason.REASON_REQUEST_ID_REUSED)
 
     async def get_user(self, caller: Caller, user_id: str) -> Row:
         """Return a user. Raises NOT_FOUND."""

@@ -37,8 +37,9 @@ class IdentityServicer:
     ) -> pb.CreateUserResponse:
         """Create a user."""
         password = request.password if request.HasField("password") else None
+        retry = retry_of(request, but="password")
         user = await self._identity.create_user(
-            caller, retry_of(request), request.email, password, request.display_name
+            caller, retry, request.email, password, request.display_name
         )
         return pb.CreateUserResponse(user=_user_to_pb(user))
 

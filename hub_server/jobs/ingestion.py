@@ -72,8 +72,11 @@ class Ingestion:
                         group.create_task(self._work(attempt))
                         continue
                     self._free.release()
+                    # Not wait_for: in Python 3.11 it forgets that it was cancelled when it is
+                    # woken at the same moment, and the hub would not stop.
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._waiting.wait(), _POLL_SECONDS)
+                        async with asyncio.timeout(_POLL_SECONDS):
+                            await self._waiting.wait()
         finally:
             self._threads.close()
 

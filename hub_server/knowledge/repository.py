@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hub_server.chat.models import chat_sessions
+from hub_server.database import any_id
 from hub_server.identity.models import users
 from hub_server.ids import new_id
 from hub_server.knowledge.models import chunks, documents, retrievals
@@ -29,9 +30,10 @@ _DOCUMENT: Final = (
     documents.c.created_at,
     documents.c.updated_at,
 )
-# Documents that one statement brings to a view: enough to make the round trip small beside the
-# work, few enough to keep the largest ones within some 100 MB.
+# What one statement brings to a view, in documents and in chunks: enough to make the round trip
+# small beside the work, few enough for some 10 MB. One document is always brought.
 _MOST_CHANGES: Final = 64
+_MOST_CHUNKS: Final = 2000
 _CLAIM: Final = sa.text(
     "SELECT tenant_id, document_id, attempt FROM hub_claim_document(:lease)"
 ).columns(tenant_id=sa.Uuid(as_uuid=False), document_id=sa.Uuid(as_uuid=False))
@@ -128,6 +130,7 @@ class KnowledgeRepository:
                 documents.c.space_seq,
                 documents.c.title,
                 shown.label("is_shown"),
+                _chunks_before().label("chunks_before"),
             )
             .where(
                 documents.c.tenant_id == self._tenant_id,
@@ -143,6 +146,7 @@ class KnowledgeRepository:
             & (chunks.c.document_id == changed.c.document_id)
             & changed.c.is_shown
         )
+        few = changed.c.chunks_before < _MOST_CHUNKS
         query = sa.select(
             changed.c.document_id,
             changed.c.space_seq,
@@ -152,8 +156,10 @@ class KnowledgeRepository:
             chunks.c.embedding,
             chunks.c.embedding_model,
         )
-        query = query.select_from(changed.outerjoin(chunks, of_it)).order_by(
-            changed.c.space_seq, chunks.c.chunk_index
+        query = (
+            query.select_from(changed.outerjoin(chunks, of_it))
+            .where(few)
+            .order_by(changed.c.space_seq, chunks.c.chunk_index)
         )
         rows = (await self._connection.execute(query)).all()
         groups = groupby(rows, key=lambda row: (row.document_id, row.space_seq))
@@ -182,7 +188,7 @@ class KnowledgeRepository:
             .where(
                 chunks.c.tenant_id == self._tenant_id,
                 chunks.c.user_id == user_id,
-                chunks.c.chunk_id.in_(chunk_ids),
+                chunks.c.chunk_id == any_id(chunk_ids),
                 documents.c.status == "ready",
                 documents.c.deleted_at.is_(None),
             )
@@ -268,6 +274,12 @@ class KnowledgeRepository:
             documents.c.status == "processing",
             documents.c.attempt == attempt,
         )
+
+
+def _chunks_before() -> sa.ColumnElement[int]:
+    """Return how many chunks the changes before this one have."""
+    total = sa.func.sum(documents.c.chunk_count).over(order_by=documents.c.space_seq)
+    return total - documents.c.chunk_count
 
 
 def _indexed(row: Any, model: str) -> IndexedRow:

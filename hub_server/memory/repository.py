@@ -6,6 +6,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from hub_server.database import any_id
 from hub_server.identity.models import users
 from hub_server.ids import new_id
 from hub_server.memory.models import memory_store
@@ -87,7 +88,7 @@ class MemoryRepository:
         """Return those of a user's memories that may be recalled now, by id."""
         query = sa.select(*_MEMORY).where(
             memory_store.c.user_id == user_id,
-            memory_store.c.memory_id.in_(memory_ids),
+            memory_store.c.memory_id == any_id(memory_ids),
             *self._living(),
         )
         rows = (await self._connection.execute(query)).mappings().all()

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from hub_server.database import driver_url
 
 OWNER_ROLE: Final = "hub_owner"
+_SET_IS_A_RIGHT: Final = (16,)
 # Any constant number serves; all hubs that migrate one database must agree on it.
 _LOCK: Final = 0x68756221
 # Roles belong to the whole server: hubs that migrate other databases may make them at this moment.
@@ -83,9 +84,11 @@ def _ensure_roles(connection: sa.Connection, server_role: str) -> None:
         known = connection.scalar(sa.text("SELECT 1 FROM pg_roles WHERE rolname = :r"), {"r": role})
         if known is None:
             connection.execute(sa.text(_CREATE_ROLE.format(role=role, login=login)))
-    # A superuser is a member of every role; a creator of roles must be made one (Postgres 16).
+    # A superuser may take on every role; since Postgres 16 who made a role must first be let to.
+    version = connection.dialect.server_version_info or (0,)
+    right = "SET" if version >= _SET_IS_A_RIGHT else "MEMBER"
     for role in (OWNER_ROLE, server_role):
-        if not connection.scalar(sa.text("SELECT pg_has_role(:r, 'MEMBER')"), {"r": role}):
+        if not connection.scalar(sa.text(f"SELECT pg_has_role(:r, '{right}')"), {"r": role}):
             connection.execute(sa.text(f"GRANT {role} TO CURRENT_USER"))
     if not connection.scalar(
         sa.text("SELECT has_schema_privilege(:r, 'public', 'CREATE')"), {"r": OWNER_ROLE}

@@ -76,6 +76,7 @@ class View:
         self.dimension = dimension
         self.language = language
         self.applied_seq = 0
+        self.is_whole = True  # False: a change was applied in part, and the view is of no use
         self._exact_max_bytes = exact_max_bytes
         self._analyzer = Analyzer(language)
         self._words = Bm25Index()
@@ -102,6 +103,7 @@ class View:
         A row whose vector is unusable (of another length, zero, not finite) is found by words
         only.
         """
+        self.is_whole = False
         newest: dict[str, Change] = {}
         for change in changes:
             known = newest.get(change.group_id) or self._groups.get(change.group_id)
@@ -111,6 +113,7 @@ class View:
         self._insert(newest.values())
         self._choose_index()
         self.advance(max((change.seq for change in changes), default=0))
+        self.is_whole = True
 
     def advance(self, seq: int) -> None:
         """Note that nothing up to `seq` is missing from the view."""

@@ -81,8 +81,8 @@ class Views:
     ) -> list[Candidate]:
         """Bring the view of `space` up to `last_seq`, then return its `limit` best rows.
 
-        A view of another language or dimension is rebuilt. Errors of `pull` pass through; what
-        was applied before them stays.
+        A view of another language or dimension is rebuilt, as is one that a change broke. Errors
+        of `pull` pass through; what was applied before them stays.
 
         Raises:
             ValueError: the query vector is zero, not finite, or of another dimension.
@@ -112,7 +112,8 @@ class Views:
 
     def _view(self, entry: _Entry, dimension: int, language: str) -> View:
         view = entry.view
-        if view is None or (view.dimension, view.language) != (dimension, language):
+        fits = view is not None and (view.dimension, view.language) == (dimension, language)
+        if view is None or not fits or not view.is_whole:
             view = entry.view = View(dimension, language, self._exact_max_bytes)
         return view
 

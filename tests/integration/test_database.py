@@ -8,7 +8,7 @@ import asyncio
 import random
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -436,6 +436,18 @@ def waiting_for_locks(hub: Hub) -> int:
           AND wait_event_type = 'Lock'
     """
     return int(hub.sql(query)[0][0])
+
+
+async def occupied(hub: Hub, append: Callable[[], Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Let appends to a held session wait in Postgres until their hub begins no other group.
+
+    Returns their tasks. What is sent from now on goes to Postgres together.
+    """
+    tasks: list[Any] = []
+    for count in (1, 2):
+        tasks.append(asyncio.create_task(append()))
+        await until(lambda: waiting_for_locks(hub) == count)  # noqa: B023 - awaited here
+    return tasks
 
 
 def submissions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:

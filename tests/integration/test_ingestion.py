@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -49,6 +50,7 @@ class Watched:
         self.embedded: list[str] = []
         self.stop_at: str | None = None
         self.fail_at: str | None = None
+        self.seconds_per_count = 0.0
         self.stopped = threading.Event()
         self.go_on = threading.Event()
 
@@ -63,7 +65,8 @@ class Watched:
         return self._embedder.embed(texts)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Count as the model does."""
+        """Count as the model does, on a machine that may be slow."""
+        time.sleep(self.seconds_per_count)
         return self._embedder.count_tokens(texts)
 
 
@@ -167,7 +170,7 @@ async def ingesting(
         await database.close()
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], object]) -> None:
     """Wait until something is so, at most a minute."""
     async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110
@@ -207,16 +210,17 @@ async def test_a_lease_that_ended_lets_another_take_over(
     document_id = await library.add(LARGE)
     first, second = Watched(model), Watched(model)
     first.stop_at = "bird number 40."
-    async with ingesting(library, first, SHORT), ingesting(library, second, LONG) as other:
+    async with ingesting(library, first, SHORT):
         await until(first.stopped.is_set)
-        other.wake()
-        assert await until_settled(library, document_id) == ["ready"]
+        async with ingesting(library, second):
+            assert await until_settled(library, document_id) == ["ready"]
         finished = library.sql("SELECT chunk_id FROM chunks ORDER BY chunk_index")
-        embedded = len(first.embedded)
         first.go_on.set()
-        await until(lambda: len(first.embedded) > embedded)
-    assert library.sql("SELECT chunk_id FROM chunks ORDER BY chunk_index") == finished
+        # It works on one document at a time: when it did this one, it was refused that one.
+        assert await until_settled(library, await library.add("Another text.")) == ["ready"]
+    assert "bird number 40." in "".join(first.embedded)
     assert library.indexes(document_id) == list(range(len(finished)))
+    assert set(finished) < set(library.sql("SELECT chunk_id FROM chunks"))
 
 
 async def late_write(attempt: _Attempt, document: Any) -> bool:
@@ -361,15 +365,17 @@ async def test_large_documents_do_not_hold_up_a_small_one(
 async def test_a_large_document_keeps_its_lease_while_it_is_split(
     library: Library, model: Embedder
 ) -> None:
-    """Splitting and embedding a megabyte takes longer than a short lease, and one attempt."""
-    document_id = await library.add(LARGE * (1_000_000 // len(LARGE)))
-    begin = asyncio.get_running_loop().time()
-    async with ingesting(library, model, SHORT), ingesting(library, model, SHORT):
-        assert await until_settled(library, document_id) == ["ready"]
-    assert asyncio.get_running_loop().time() - begin > SHORT.total_seconds()
+    """On a machine so slow that splitting takes two leases, one attempt is enough."""
+    text = LARGE * 4
+    document_id = await library.add(text)
+    first, second = Watched(model), Watched(model)
+    first.seconds_per_count = 2 * SHORT.total_seconds() / len(list(splitting.blocks(text)))
+    async with ingesting(library, first, SHORT):
+        await until(lambda: library.sql("SELECT attempt FROM documents") == [1])
+        async with ingesting(library, second, SHORT) as other:
+            await until(lambda: other.wake() or library.statuses(document_id) == ["ready"])
     assert library.sql("SELECT attempt FROM documents") == [1]
-    indexes = library.indexes(document_id)
-    assert indexes == list(range(len(indexes)))
+    assert second.embedded == []
 
 
 async def test_chunks_of_another_model_are_replaced(library: Library, model: Embedder) -> None:

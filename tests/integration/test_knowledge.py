@@ -290,6 +290,21 @@ async def test_top_k_bounds_the_hits(tenant: Tenant, user: User) -> None:
         assert [field for field, _ in caught.value.violations] == ["top_k"]
 
 
+async def test_a_vector_of_another_model_is_not_compared_though_it_would_fit(
+    tenant: Tenant, user: User
+) -> None:
+    """Not the length of a vector but the model that made it decides whether it is used."""
+    other = await tenant.ingest(user, "Other", "Owls hunt at night.")
+    own = await tenant.ingest(user, "Own", "Owls hunt by day.")
+    change = "UPDATE chunks SET embedding_model = 'other-256' WHERE document_id = %s"
+    tenant.hub.sql(change, other.document_id)
+    hits = await _search(tenant.client, user, "Do owls hunt at night?")
+    by_id = {hit.chunk.document_id: hit for hit in hits}
+    assert by_id[other.document_id].vector_score == 0
+    assert by_id[other.document_id].word_score > 0
+    assert by_id[own.document_id].vector_score > 0
+
+
 async def test_documents_are_listed_newest_first_in_pages(tenant: Tenant, user: User) -> None:
     """Every document is listed once, whatever the page size and its status."""
     documents = [await tenant.ingest(user, f"{number}", "Owls.") for number in range(4)]

@@ -250,6 +250,21 @@ async def test_what_another_model_embedded_is_found_by_its_words(
             assert [(hit.vector_score, hit.word_score > 0) for hit in found] == [(0, True)]
 
 
+async def test_a_vector_of_another_model_is_not_compared_though_it_would_fit(
+    tenant: Tenant, user: User
+) -> None:
+    """Not the length of a vector but the model that made it decides whether it is used."""
+    other = await _remember(tenant.client, user, "Likes strong green tea.")
+    own = await _remember(tenant.client, user, "Likes strong black tea.")
+    change = "UPDATE memory_store SET embedding_model = 'other-256' WHERE memory_id = %s"
+    tenant.hub.sql(change, other.memory_id)
+    hits = await _recall(tenant.client, user, "green tea")
+    by_id = {hit.memory.memory_id: hit for hit in hits}
+    assert by_id[other.memory_id].vector_score == 0
+    assert by_id[other.memory_id].word_score > 0
+    assert by_id[own.memory_id].vector_score > 0
+
+
 async def test_remembering_for_nobody_is_not_found(tenant: Tenant, user: User) -> None:
     """An unknown user is NOT_FOUND for every method, an unknown memory too; no user is refused."""
     nobody = User(user_id=user.user_id[:-12] + "0" * 12)

@@ -40,38 +40,47 @@ def _database(url: str, name: str) -> str:
 # --- running them --------------------------------------------------------------------------------
 
 
-def test_migrations_that_start_at_once_are_applied_once(empty_database: str) -> None:
+@pytest.fixture
+def new_database(empty_database: str) -> str:
+    """URL of a superuser of a new database, in which nobody waits for ever."""
+    name = sa.make_url(empty_database).database
+    for limit in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
+        _sql(empty_database, f"ALTER DATABASE {name} SET {limit} = '20s'")
+    return empty_database
+
+
+def test_migrations_that_start_at_once_are_applied_once(new_database: str) -> None:
     """Four hubs over one new database: one makes the schema, the others find it made."""
     together = threading.Barrier(4)
 
     def run() -> None:
         together.wait()
-        migrate(empty_database, _ROLE)
+        migrate(new_database, _ROLE)
 
     with ThreadPoolExecutor(4) as threads:
         for done in [threads.submit(run) for _ in range(4)]:
             done.result()
-    assert _sql(empty_database, "SELECT version_num FROM alembic_version") == [(head(),)]
-    assert _sql(empty_database, "SELECT count(*) FROM hub_keys") == [(1,)]
+    assert _sql(new_database, "SELECT version_num FROM alembic_version") == [(head(),)]
+    assert _sql(new_database, "SELECT count(*) FROM hub_keys") == [(1,)]
 
 
-def test_a_migration_waits_for_one_that_runs(empty_database: str) -> None:
+def test_a_migration_waits_for_one_that_runs(new_database: str) -> None:
     """Whoever comes second does nothing before the first is through, and then nothing more."""
-    with ThreadPoolExecutor(1) as threads, psycopg.connect(empty_database) as connection:
+    with ThreadPoolExecutor(1) as threads, psycopg.connect(new_database) as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", [hub_server.migrations._LOCK])
-        waiting = threads.submit(migrate, empty_database, _ROLE)
-        _wait_for_lock(empty_database, "advisory")
-        assert _sql(empty_database, "SELECT to_regclass('alembic_version')") == [(None,)]
+        waiting = threads.submit(migrate, new_database, _ROLE)
+        _wait_for_lock(new_database, "advisory")
+        assert _sql(new_database, "SELECT to_regclass('alembic_version')") == [(None,)]
         assert not waiting.done()
         connection.close()
         waiting.result()
-    assert _sql(empty_database, "SELECT version_num FROM alembic_version") == [(head(),)]
+    assert _sql(new_database, "SELECT version_num FROM alembic_version") == [(head(),)]
 
 
 def _wait_for_lock(url: str, kind: str) -> None:
     """Return when somebody waits for a lock; pg_sleep lets the other go on meanwhile."""
     query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = %s"
-    for _ in range(3000):
+    for _ in range(500):
         if _sql(url, query, kind) != [(0,)]:
             return
         _sql(url, "SELECT pg_sleep(0.01)")

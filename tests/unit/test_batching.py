@@ -82,6 +82,42 @@ async def test_one_group_is_flushed_at_a_time() -> None:
     assert most == 1
 
 
+async def test_a_group_that_waits_does_not_hold_up_a_second_one() -> None:
+    """Where two groups may be under way, the items behind a stuck one are answered."""
+    stuck, begun = asyncio.Event(), asyncio.Event()
+
+    async def flush(items: Sequence[int]) -> Sequence[int]:
+        if 0 in items:
+            begun.set()
+            await stuck.wait()
+        return items
+
+    batcher = Batcher(flush, most_items=1, most_waiting=100, most_groups=2)
+    first = asyncio.create_task(batcher.submit(0))
+    await begun.wait()
+    assert await asyncio.gather(*(batcher.submit(item) for item in (1, 2, 3))) == [1, 2, 3]
+    assert not first.done()
+    stuck.set()
+    assert await first == 0
+
+
+async def test_a_group_ends_when_it_is_heavy() -> None:
+    """A group weighs no more than it may, but for an item that alone weighs more."""
+    groups: list[list[int]] = []
+
+    async def flush(items: Sequence[int]) -> Sequence[int]:
+        groups.append(list(items))
+        await asyncio.sleep(0)
+        return items
+
+    batcher = Batcher(
+        flush, most_items=100, most_waiting=100, weigh=lambda item: item, most_weight=10
+    )
+    await asyncio.gather(*(batcher.submit(item) for item in (5, 5, 5, 30, 1, 9, 1)))
+    assert all(sum(group) <= 10 or len(group) == 1 for group in groups), groups
+    assert [item for group in groups for item in group] == [5, 5, 5, 30, 1, 9, 1]
+
+
 async def test_a_full_queue_refuses_at_once() -> None:
     """What does not fit is OVERLOADED; what waits is still answered."""
     flush = _Flush()
@@ -91,8 +127,9 @@ async def test_a_full_queue_refuses_at_once() -> None:
     await flush.begun.wait()
     waiting = [asyncio.create_task(batcher.submit(item)) for item in (1, 2)]
     await asyncio.sleep(0)
-    with pytest.raises(HubError) as caught:
-        await batcher.submit(3)
+    async with asyncio.timeout(5):
+        with pytest.raises(HubError) as caught:
+            await batcher.submit(3)
     assert caught.value.reason == Reason.REASON_OVERLOADED
     flush.gate.set()
     assert await asyncio.gather(first, *waiting) == [0, 2, 4]
@@ -166,8 +203,8 @@ async def test_a_flush_that_is_cancelled_leaves_nobody_waiting() -> None:
     await flush.begun.wait()
     second = asyncio.create_task(batcher.submit(1))
     await asyncio.sleep(0)
-    assert batcher._worker is not None
-    batcher._worker.cancel()
+    (worker,) = batcher._workers
+    worker.cancel()
     for outcome in await asyncio.gather(first, second, return_exceptions=True):
         assert isinstance(outcome, HubError)
         assert outcome.reason == Reason.REASON_UNAVAILABLE

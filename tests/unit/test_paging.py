@@ -131,12 +131,24 @@ def test_the_last_page_has_no_token() -> None:
     assert _PAGES.next(_ADA, _LIST, None) == ""
 
 
+def test_a_page_of_long_texts_ends_early() -> None:
+    """A page holds at most 2.5 MiB of text, unless its first row alone has more."""
+    rows = [{"number": number, "text": "x" * (1 << 20)} for number in range(5)]
+    page, after = split(rows, 4, lambda row: str(row["number"]))
+    assert ([row["number"] for row in page], after) == ([0, 1], "1")
+    page, after = split([{"number": 9, "text": "é" * (2 << 20)}], 4, lambda row: str(row["number"]))
+    assert (len(page), after) == (1, None)
+
+
 @given(st.lists(st.integers(), max_size=12), st.integers(1, 6))
 def test_pages_make_up_the_list(rows: Sequence[int], size: int) -> None:
     """Fetched one more than asked, each page knows whether another comes; none comes empty."""
     seen: list[int] = []
+    listed = [{"number": number} for number in rows]
     while True:
-        page, after = split(rows[len(seen) : len(seen) + size + 1], size, str)
+        fetched = listed[len(seen) : len(seen) + size + 1]
+        page_rows, after = split(fetched, size, lambda row: str(row["number"]))
+        page = [row["number"] for row in page_rows]
         seen += page
         if after is None:
             break

@@ -72,8 +72,9 @@ async def test_work_beyond_the_queue_is_refused_at_once() -> None:
     try:
         waiting = [asyncio.create_task(workers.run(gate.wait)) for _ in range(2)]
         await asyncio.sleep(0)  # lets both begin to wait
-        with pytest.raises(HubError) as caught:
-            await workers.run(lambda: True)
+        async with asyncio.timeout(5):
+            with pytest.raises(HubError) as caught:
+                await workers.run(lambda: True)
         assert caught.value.reason == Reason.REASON_OVERLOADED
         gate.set()
         assert await asyncio.gather(*waiting) == [True, True]

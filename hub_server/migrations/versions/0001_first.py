@@ -176,6 +176,8 @@ _INDEXES = """
 CREATE INDEX credentials_secret_hash ON credentials (secret_hash);
 CREATE INDEX request_ids_created_at ON request_ids (created_at);
 CREATE INDEX chat_sessions_of_user ON chat_sessions (tenant_id, user_id, session_id);
+CREATE INDEX chat_sessions_active ON chat_sessions (tenant_id, user_id)
+    WHERE is_active AND deleted_at IS NULL;
 CREATE INDEX memory_store_of_user ON memory_store (tenant_id, user_id, memory_id);
 CREATE INDEX memory_store_changes ON memory_store (tenant_id, user_id, space_seq);
 CREATE INDEX documents_of_user ON documents (tenant_id, user_id, document_id);
