@@ -183,9 +183,16 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 
 async def run(settings: Settings, database_url: str) -> None:
     """Serve until SIGTERM or SIGINT."""
-    stopped = asyncio.Event()
+    stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def stop(*_: object) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(stopped.set)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        # Not loop.add_signal_handler, which ends with the loop: a second signal would then kill
+        # this process before it has stopped its Postgres.
+        signal.signal(number, stop)
     async with serving(settings, database_url) as address:
         file = settings.data_dir / "address"
         file.write_text(address)

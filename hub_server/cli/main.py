@@ -83,9 +83,9 @@ def _own_postgres(settings: Settings) -> Iterator[str]:
     _on_signals(lambda number, _: asked.append(number))
     with exclusive(settings.data_dir), embedded_postgres(settings.data_dir) as url:
         try:
+            _on_signals(lambda *_: sys.exit(0))
             if asked:
                 sys.exit(0)
-            _on_signals(lambda *_: sys.exit(0))
             yield url
         finally:
             # A second signal must not interrupt the stop of Postgres.

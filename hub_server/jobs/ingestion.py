@@ -85,7 +85,7 @@ class Ingestion:
         try:
             async with self._database.system() as connection:
                 claim = await claim_document(connection, self._lease)
-        except HubError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next poll tries again
             log.warning("ingestion paused", cause=causes(error))
             return None
         return None if claim is None else _Attempt(self._database, claim, self._lease)
@@ -136,9 +136,10 @@ class Ingestion:
         for start in range(done, len(pieces), _BATCH):
             batch = pieces[start : start + _BATCH]
             rows = await self._threads.run(partial(self._embed, document, start, batch))
-            if not await attempt.write(document, rows, model):
+            last = start + _BATCH >= len(pieces)
+            if not await attempt.write(document, rows, model, last=last):
                 return
-        if await attempt.finish(document["user_id"], len(pieces)):
+        if done < len(pieces) or await attempt.finish(document["user_id"], len(pieces)):
             log.info("ingested", **attempt.facts, chunks=len(pieces))
 
     def _embed(self, document: Row, start: int, batch: Sequence[str]) -> list[dict[str, Any]]:
@@ -215,35 +216,44 @@ class _Attempt:
             await repository.drop_chunks(self.document_id)
             return 0
 
-    async def write(self, document: Row, rows: list[dict[str, Any]], model: str) -> bool:
-        """Write a batch of chunks and extend the lease; False = the claim was lost."""
+    async def write(
+        self, document: Row, rows: Sequence[dict[str, Any]], model: str, *, last: bool
+    ) -> bool:
+        """Write a batch of chunks; with the last one searches see the document.
+
+        False = the claim was lost.
+        """
         async with self._database.transaction(self._hub()) as connection:
             repository = self._repository(connection)
             if not await repository.extend_lease(self.document_id, self.number, self._lease):
                 return False
+            user_id = document["user_id"]
             await repository.add_chunks(
-                rows,
-                document_id=self.document_id,
-                user_id=document["user_id"],
-                embedding_model=model,
+                rows, document_id=self.document_id, user_id=user_id, embedding_model=model
             )
+            if last:
+                await self._publish(connection, user_id, rows[-1]["chunk_index"] + 1)
         return True
 
     async def finish(self, user_id: str, chunk_count: int) -> bool:
         """Let searches see the document; False = the claim was lost."""
         async with self._database.transaction(self._hub()) as connection:
             repository = self._repository(connection)
-            if await repository.claimed(self.document_id, self.number) is None:
+            if not await repository.extend_lease(self.document_id, self.number, self._lease):
                 return False
-            seq = await spaces.next_seq(connection, self._tenant_id, user_id, KIND)
-            return await repository.set_claimed(
-                self.document_id,
-                self.number,
-                status="ready",
-                chunk_count=chunk_count,
-                space_seq=seq,
-                lease_expires_at=None,
-            )
+            await self._publish(connection, user_id, chunk_count)
+        return True
+
+    async def _publish(self, connection: Any, user_id: str, chunk_count: int) -> None:
+        seq = await spaces.next_seq(connection, self._tenant_id, user_id, KIND)
+        await self._repository(connection).set_claimed(
+            self.document_id,
+            self.number,
+            status="ready",
+            chunk_count=chunk_count,
+            space_seq=seq,
+            lease_expires_at=None,
+        )
 
     async def fail(self, error: str) -> None:
         """Give the document up, with a reason for people; what was written of it goes."""

@@ -7,7 +7,6 @@ import structlog
 
 from hub_server import idempotency
 from hub_server.database import Database
-from hub_server.errors import HubError
 from hub_server.rpc import causes
 
 _EVERY_SECONDS: Final = 3600.0
@@ -21,6 +20,6 @@ async def run(database: Database) -> None:
         try:
             async with database.system() as connection:
                 log.info("purged", request_ids=await idempotency.purge(connection))
-        except HubError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next hour tries again
             log.warning("purge put off", cause=causes(error))
         await asyncio.sleep(_EVERY_SECONDS)
