@@ -59,15 +59,13 @@ class Collection:
 
 
 @dataclass(frozen=True)
-class Result:
-    """What one model reached."""
+class Library:
+    """The collection as a user's documents in a hub."""
 
-    ndcg: float
+    user_id: str
     documents: int
     chunks: int
-    ingestion: float  # seconds
-    first: float  # seconds of the first search, which builds the view
-    latencies: Sequence[float]  # seconds of the searches after it
+    seconds: float  # from the first document sent to the last one ready
 
 
 def main() -> int:
@@ -87,7 +85,7 @@ def main() -> int:
                 tempfile.TemporaryDirectory(prefix="hub-bench-") as folder,
                 running_hub(Path(folder) / "data", embedding=model) as (address, key),
             ):
-                report(model, asyncio.run(measure(address, key, collection)))
+                asyncio.run(measure(model, address, key, collection))
     except StartError as error:
         print(error, file=sys.stderr)
         return 1
@@ -122,23 +120,35 @@ def _folded(text: str) -> str:
     return " ".join(text.split())
 
 
-async def measure(address: str, key: str, collection: Collection) -> Result:
-    """Ingest, search, and compare with the judgements."""
+async def measure(model: str, address: str, key: str, collection: Collection) -> None:
+    """Ingest, search, and print what came of it."""
     async with AsyncHubClient(address, key) as client:
-        request = CreateUserRequest(email="cranfield@example.org")
-        user_id = (await client.identity.create_user(request)).user.user_id
-        begin = time.perf_counter()
-        await _ingest(client, user_id, collection.abstracts)
-        documents = await _settled(client, user_id)
-        ingestion = time.perf_counter() - begin
-        rankings, latencies = [], []
-        for query in (collection.queries[0], *collection.queries):
-            begin = time.perf_counter()
-            rankings.append(await _ranking(client, user_id, query))
-            latencies.append(time.perf_counter() - begin)
+        library = await ingested(client, collection)
+        first, *_ = await seconds_of(client, library, collection.queries[:1])
+        score = mean_ndcg(await rankings(client, library, collection), collection.relevant)
+        times = await seconds_of(client, library, collection.queries)
+    p50, p95 = (percentile(times, part) * 1000 for part in (0.5, 0.95))
+    print(
+        f"{model:10} nDCG@10 {score:.4f} (reference {REFERENCE[model]:.3f})\n"
+        f"{'':10} {library.documents:,} documents, {library.chunks:,} chunks in"
+        f" {library.seconds:.1f} s: {library.documents / library.seconds:.1f} documents/s,"
+        f" {library.chunks / library.seconds:.1f} chunks/s\n"
+        f"{'':10} Search p50 {p50:.1f} ms, p95 {p95:.1f} ms;"
+        f" the first, which builds the view, {first * 1000:.0f} ms",
+        flush=True,
+    )
+
+
+async def ingested(client: AsyncHubClient, collection: Collection) -> Library:
+    """Make a user and ingest all documents; return once each is ready."""
+    request = CreateUserRequest(email=f"{time.time_ns()}@example.org")
+    user_id = (await client.identity.create_user(request)).user.user_id
+    begin = time.perf_counter()
+    await _ingest(client, user_id, collection.abstracts)
+    documents = await _settled(client, user_id)
+    seconds = time.perf_counter() - begin
     chunks = sum(document.chunk_count for document in documents)
-    score = mean_ndcg(rankings[1:], collection.relevant)
-    return Result(score, len(documents), chunks, ingestion, latencies[0], latencies[1:])
+    return Library(user_id, len(documents), chunks, seconds)
 
 
 async def _ingest(client: AsyncHubClient, user_id: str, abstracts: Sequence[Abstract]) -> None:
@@ -172,12 +182,29 @@ async def _settled(client: AsyncHubClient, user_id: str) -> list[Document]:
             await asyncio.sleep(0.2)
 
 
-async def _ranking(client: AsyncHubClient, user_id: str, query: str) -> list[str]:
-    """Return the numbers of the documents found, each once, by its best chunk."""
-    request = SearchRequest(user_id=user_id, query=query, top_k=TOP_K)
-    hits = (await client.knowledge.search(request)).hits
-    sources = (hit.chunk.metadata.fields["source"].string_value for hit in hits)
-    return list(dict.fromkeys(sources))
+async def rankings(
+    client: AsyncHubClient, library: Library, collection: Collection
+) -> list[list[str]]:
+    """Return for each query the numbers of the documents found, each once, by its best chunk."""
+    found = []
+    for query in collection.queries:
+        request = SearchRequest(user_id=library.user_id, query=query, top_k=TOP_K)
+        hits = (await client.knowledge.search(request)).hits
+        sources = (hit.chunk.metadata.fields["source"].string_value for hit in hits)
+        found.append(list(dict.fromkeys(sources)))
+    return found
+
+
+async def seconds_of(
+    client: AsyncHubClient, library: Library, queries: Sequence[str]
+) -> list[float]:
+    """Return how long each search takes, one after the other, for as many chunks as by default."""
+    times = []
+    for query in queries:
+        begin = time.perf_counter()
+        await client.knowledge.search(SearchRequest(user_id=library.user_id, query=query))
+        times.append(time.perf_counter() - begin)
+    return times
 
 
 def mean_ndcg(rankings: Sequence[Sequence[str]], relevant: Mapping[int, set[str]]) -> float:
@@ -192,20 +219,6 @@ def ndcg(ranking: Sequence[str], wanted: set[str]) -> float:
         1 / math.log2(place + 2) for place, number in enumerate(ranking[:DEPTH]) if number in wanted
     )
     return gained / sum(1 / math.log2(place + 2) for place in range(min(DEPTH, len(wanted))))
-
-
-def report(model: str, result: Result) -> None:
-    """Print what a model reached."""
-    p50, p95 = (percentile(result.latencies, part) * 1000 for part in (0.5, 0.95))
-    print(
-        f"{model:10} nDCG@10 {result.ndcg:.4f} (reference {REFERENCE[model]:.3f})\n"
-        f"{'':10} {result.documents:,} documents, {result.chunks:,} chunks in"
-        f" {result.ingestion:.1f} s: {result.documents / result.ingestion:.1f} documents/s,"
-        f" {result.chunks / result.ingestion:.1f} chunks/s\n"
-        f"{'':10} Search p50 {p50:.1f} ms, p95 {p95:.1f} ms;"
-        f" the first, which builds the view, {result.first * 1000:.0f} ms",
-        flush=True,
-    )
 
 
 if __name__ == "__main__":

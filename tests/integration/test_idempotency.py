@@ -67,6 +67,12 @@ class Creation:
         return int(tenant.hub.sql(text, tenant.tenant_id)[0][0]) - (self.table == "users")
 
 
+def _session_request(user_id: str, name: str, request_id: str) -> CreateSessionRequest:
+    return CreateSessionRequest(
+        user_id=user_id, session_title="t", model_name=name, request_id=request_id
+    )
+
+
 _CREATE_USER = Creation(
     "CreateUser",
     "users",
@@ -81,8 +87,9 @@ _CREATE_SESSION = Creation(
     "CreateSession",
     "chat_sessions",
     lambda user_id, request_id: (
-        CreateSessionRequest(user_id=user_id, session_title="one", request_id=request_id),
-        CreateSessionRequest(user_id=user_id, session_title="other", request_id=request_id),
+        # On the wire the same bytes as those of IngestDocument below.
+        _session_request(user_id, "one", request_id),
+        _session_request(user_id, "other", request_id),
     ),
     lambda client, request: client.chat.create_session(request),
     "UPDATE chat_sessions SET session_title = 'changed', is_active = false, ended_at = now()",
@@ -319,7 +326,7 @@ async def test_a_retry_after_the_memory_has_expired_is_still_a_retry(
 ) -> None:
     """That `expires_at` lies in the past by now does not make the retry a bad request."""
     expires_at = Timestamp()
-    expires_at.FromDatetime(dt.datetime.now(dt.UTC) + dt.timedelta(seconds=0.4))
+    expires_at.FromDatetime(dt.datetime.now(dt.UTC) + dt.timedelta(seconds=1))
     request = RememberRequest(
         user_id=user.user_id,
         memory_type=_FACT,

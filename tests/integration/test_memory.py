@@ -61,7 +61,7 @@ async def test_a_memory_is_found_by_every_recall_after_its_answer(
 
 async def test_an_expired_memory_is_never_recalled(tenant: Tenant, user: User) -> None:
     """A recall that begins after `expires_at` does not return it; before, it does."""
-    expires_at = _database_time(tenant.hub) + dt.timedelta(seconds=0.7)
+    expires_at = _database_time(tenant.hub) + dt.timedelta(seconds=1.5)
     soon = await _remember(tenant.client, user, "tea, for now", expires_at=_stamp(expires_at))
     kept = await _remember(tenant.client, user, "tea, for good")
     seen = 0

@@ -78,7 +78,7 @@ async def ask(
     request: ProtoMessage | bytes,
     key: str | None,
     *,
-    timeout: float | None = 20,  # noqa: ASYNC109 - a deadline on the wire
+    timeout: float | None = 30,  # noqa: ASYNC109 - a deadline on the wire
     request_id: str | None = None,
 ) -> Answer:
     """Make one call with nothing in between: no retries, no request id of its own."""
@@ -194,14 +194,14 @@ async def test_work_beyond_its_deadline_is_answered_in_time_and_stopped_in_postg
                 METHODS["AppendMessage"],
                 _append(session, "late"),
                 tenant.key,
-                timeout=0.4,
+                timeout=1.5,
             )
         )
         await until(lambda: waiting_for_locks(tenant.hub) == 1)
         assert (await late).code == grpc.StatusCode.DEADLINE_EXCEEDED
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 3
         await until(lambda: waiting_for_locks(tenant.hub) == 0)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10
     assert (await _say(tenant, session, "next")).response.message.seq == 1
 
 

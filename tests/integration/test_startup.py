@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import psycopg
@@ -161,9 +162,10 @@ async def test_a_database_that_commits_without_the_disk_is_refused(migrated: str
     )
 
 
-async def test_a_server_that_does_not_reach_the_disk_is_refused(tmp_path: Path) -> None:
+async def test_a_server_that_does_not_reach_the_disk_is_refused() -> None:
     """Tried on a Postgres of its own: the settings are those of a whole server."""
-    with embedded_postgres(tmp_path) as url:
+    # Not under tmp_path: another pytest of root that starts meanwhile would lock Postgres out.
+    with TemporaryDirectory(prefix="hub-") as folder, embedded_postgres(Path(folder)) as url:
         for setting in ("fsync", "full_page_writes"):
             _sql(url, f"ALTER SYSTEM SET {setting} = off", "SELECT pg_reload_conf()")
             await _until(url, f"SHOW {setting}", "off")
@@ -296,15 +298,16 @@ def _folder(parent: Path, name: str) -> Path:
     return folder
 
 
-async def test_a_key_that_nobody_honours_is_replaced(migrated: str, tmp_path: Path) -> None:
-    """A crash before the first start's commit leaves such a file, and perhaps half of another."""
-    (tmp_path / "service.key").write_text("hub_sk_of_a_crash")
+async def test_a_key_that_is_there_already_is_set_aside(migrated: str, tmp_path: Path) -> None:
+    """It may be of a first start that crashed, or of another database: it is never overwritten."""
+    (tmp_path / "service.key").write_text("hub_sk_of_another")
     (tmp_path / "service.new").write_text("half")
     async with running_hub(migrated, tmp_path) as hub:
         client = hub.client(hub.key)
         assert [user async for user in client.identity.list_users(ListUsersRequest())] == []
     assert stat.S_IMODE((tmp_path / "service.key").stat().st_mode) == 0o600
-    assert not (tmp_path / "service.new").exists()
+    (kept,) = (name for name in _names(tmp_path) if name != "service.key")
+    assert (tmp_path / kept).read_text() == "hub_sk_of_another"
 
 
 async def test_hubs_that_start_at_once_make_one_tenant(migrated: str, tmp_path: Path) -> None:
