@@ -6,15 +6,18 @@ the hub, and checks that everything is still there. Exits with 1 when any step f
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from hub_client import HubClient, HubError
@@ -24,6 +27,7 @@ from hub_client.v1 import (
     CreateUserRequest,
     DocumentStatus,
     GetDocumentRequest,
+    GetUserRequest,
     IngestDocumentRequest,
     ListDocumentsRequest,
     ListMemoriesRequest,
@@ -40,16 +44,28 @@ from scripts.hub_process import StartError, running_hub
 ROOT: Final = Path(__file__).parent.parent
 LARGEST_TEXT: Final = 4 << 20  # bytes: the contract's limit
 EXCERPT: Final = 200  # characters
+READY_SECONDS: Final = 600  # for one document, after those before it
+QUESTIONS: Final = 3
 # What the memories say, and a question that shares no word with the one it asks for.
 MEMORIES: Final = (
     (MemoryType.MEMORY_TYPE_PREFERENCE, "Ada drinks green tea in the morning."),
     (MemoryType.MEMORY_TYPE_FACT, "Ada moved to Lisbon last spring."),
 )
 QUESTION: Final = ("Which beverage should I offer her?", MEMORIES[0][1])
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to ask, and which text must be among the best three (None = any)."""
+
+    words: str
+    source: str | None = None
+
+
 REPOSITORY_QUESTIONS: Final = (
-    "How does a search see writes that were made just before it?",
-    "Who may call a method, and where is that declared?",
-    "What happens when a call is retried with the same request_id?",
+    Question("How does a search see writes that were made just before it?"),
+    Question("Who may call a method, and where is that declared?", "protos/hub/v1/options.proto"),
+    Question("What happens when a call is retried with the same request_id?"),
 )
 
 console = Console(highlight=False)
@@ -74,6 +90,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", type=Path, help="folder of text files to ingest")
     corpus = parser.parse_args().corpus
+    # Ends as Ctrl-C does: the hub is stopped and its folder removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         texts = read_texts(corpus)
         with tempfile.TemporaryDirectory(prefix="hub-demo-") as folder:
@@ -87,7 +105,7 @@ def main() -> int:
     return 0
 
 
-def tell(data: Path, texts: Sequence[tuple[str, str]], asked: Sequence[str]) -> None:
+def tell(data: Path, texts: Sequence[tuple[str, str]], asked: Sequence[Question]) -> None:
     """Run all steps over a hub in the folder `data`."""
     with running_hub(data) as (address, key), HubClient(address, key) as client:
         console.rule("a hub in a fresh folder")
@@ -131,12 +149,22 @@ def read_text(path: Path) -> str | None:
     return text if text.strip() and "\0" not in text else None
 
 
-def questions(corpus: Path | None, texts: Sequence[tuple[str, str]]) -> Sequence[str]:
-    """Return what to ask: of another corpus, the first lines of three of its texts."""
+def questions(corpus: Path | None, texts: Sequence[tuple[str, str]]) -> Sequence[Question]:
+    """Return what to ask: of another corpus, the titles of some of its texts."""
     if corpus is None:
         return REPOSITORY_QUESTIONS
-    step = max(1, len(texts) // 3)
-    return [content.strip().splitlines()[0][:200] for _, content in texts[::step][:3]]
+    titles = {path: title(path, content) for path, content in texts}
+    shared = Counter(titles.values())
+    unique = [path for path in titles if shared[titles[path]] == 1]
+    chosen = unique[:: max(1, len(unique) // QUESTIONS)][:QUESTIONS]
+    return [Question(titles[path], path) for path in chosen] or [Question(next(iter(shared)))]
+
+
+def title(path: str, content: str) -> str:
+    """Return the first line of a text that says something, else the name of its file."""
+    lines = (line.strip(" #*=-/") for line in content.splitlines())
+    speaking = (line for line in lines if sum(word.isalpha() for word in line.split()) > 1)
+    return next(speaking, Path(path).name)[:EXCERPT]
 
 
 def create_user(client: HubClient) -> str:
@@ -166,7 +194,8 @@ def ingest(client: HubClient, user_id: str, texts: Sequence[tuple[str, str]]) ->
 
 def wait_until_ready(client: HubClient, document_id: str) -> int:
     """Return the number of chunks of a document once it is ready."""
-    while True:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
         request = GetDocumentRequest(document_id=document_id)
         document = client.knowledge.get_document(request).document
         if document.status == DocumentStatus.DOCUMENT_STATUS_READY:
@@ -174,22 +203,23 @@ def wait_until_ready(client: HubClient, document_id: str) -> int:
         if document.status == DocumentStatus.DOCUMENT_STATUS_FAILED:
             raise DemoError(f"{document.title}: {document.error}")
         time.sleep(0.05)
+    raise DemoError(f"a document was not ready after {READY_SECONDS} seconds")
 
 
-def converse(client: HubClient, user_id: str, asked: Sequence[str]) -> tuple[str, list[str]]:
+def converse(client: HubClient, user_id: str, asked: Sequence[Question]) -> tuple[str, list[str]]:
     """Ask, answer with the best chunk, and keep both; return the session and the chunks' ids."""
     request = CreateSessionRequest(user_id=user_id, session_title="What is this?")
     session_id = client.chat.create_session(request).session.session_id
     best = []
     for question in asked:
-        say(client, session_id, Role.ROLE_USER, question)
+        say(client, session_id, Role.ROLE_USER, question.words)
         hit = search(client, user_id, question, session_id)
         say(client, session_id, Role.ROLE_ASSISTANT, hit.chunk.content)
         best.append(hit.chunk.chunk_id)
-        console.print(f"\n[bold]{question}[/]")
+        console.print(f"\n[bold]{escape(question.words)}[/]")
         console.print(f"  {excerpt(hit.chunk.content)}", markup=False)
-        source = hit.chunk.metadata.fields["source"].string_value
-        console.print(f"  [dim]{source}, chunk {hit.chunk.chunk_index}, score {hit.score:.2f}[/]")
+        place = f"{source(hit)}, chunk {hit.chunk.chunk_index}, score {hit.score:.2f}"
+        console.print(f"  [dim]{escape(place)}[/]")
     console.print()
     return session_id, best
 
@@ -201,13 +231,19 @@ def say(client: HubClient, session_id: str, role: Role.ValueType, content: str) 
     )
 
 
-def search(client: HubClient, user_id: str, query: str, session_id: str = "") -> SearchHit:
+def search(client: HubClient, user_id: str, question: Question, session_id: str = "") -> SearchHit:
     """Return the best hit of a search."""
-    request = SearchRequest(user_id=user_id, query=query, top_k=3, session_id=session_id)
+    request = SearchRequest(user_id=user_id, query=question.words, top_k=3, session_id=session_id)
     hits = client.knowledge.search(request).hits
-    if not hits:
-        raise DemoError(f"nothing was found for: {query}")
+    sources = [source(hit) for hit in hits]
+    if not hits or (question.source and question.source not in sources):
+        raise DemoError(f"asked {question.words!r}, found {sources}")
     return hits[0]
+
+
+def source(hit: SearchHit) -> str:
+    """Return where a hit's document comes from."""
+    return hit.chunk.metadata.fields["source"].string_value
 
 
 def excerpt(text: str) -> str:
@@ -229,16 +265,19 @@ def recall(client: HubClient, user_id: str) -> None:
     question, expected = QUESTION
     hits = client.memory.recall(RecallRequest(user_id=user_id, query=question, top_k=1)).hits
     found = [hit.memory.memory_content for hit in hits]
-    if found != [expected]:
+    if found != [expected] or hits[0].word_score > 0:
         raise DemoError(f"asked {question!r}, recalled {found}")
     console.print(f"[bold]{question}[/]\n  {found[0]} [dim](score {hits[0].score:.2f})[/]")
 
 
-def check_still_there(client: HubClient, story: Story, asked: Sequence[str]) -> None:
+def check_still_there(client: HubClient, story: Story, asked: Sequence[Question]) -> None:
     """Check that all that was stored is found again."""
+    user = client.identity.get_user(GetUserRequest(user_id=story.user_id)).user
+    expect("user", user.display_name, "Ada")
+    words = [question.words for question in asked]
     messages = list(client.chat.list_messages(ListMessagesRequest(session_id=story.session_id)))
     expect("messages", [message.seq for message in messages], list(range(1, 2 * len(asked) + 1)))
-    expect("questions", [message.content for message in messages[::2]], list(asked))
+    expect("questions", [message.content for message in messages[::2]], words)
     memories = client.memory.list_memories(ListMemoriesRequest(user_id=story.user_id))
     stored = sorted(memory.memory_content for memory in memories)
     expect("memories", stored, sorted(content for _, content in MEMORIES))
