@@ -67,8 +67,9 @@ class Batcher(Generic[Item, Outcome]):
             worker.add_done_callback(self._ended)
         return await future
 
-    def _ended(self, worker: asyncio.Task[None]) -> None:
-        self._workers.discard(worker)
+    def _ended(self, worker: asyncio.Task[None] | None) -> None:
+        if worker is not None:
+            self._workers.discard(worker)
         if not self._workers:
             _fail(list(self._waiting), HubError(Reason.REASON_UNAVAILABLE))
             self._waiting.clear()
@@ -88,8 +89,12 @@ class Batcher(Generic[Item, Outcome]):
         return self._weigh(pair[0]) if self._weigh else 0
 
     async def _work(self) -> None:
-        while self._waiting:
-            await self._settle(self._group())
+        try:
+            while self._waiting:
+                await self._settle(self._group())
+        finally:
+            # At once: who submits before the task's callbacks run must find that it has ended.
+            self._ended(asyncio.current_task())
 
     async def _settle(self, group: Group[Item, Outcome]) -> None:
         try:

@@ -576,7 +576,8 @@ async def _get(client: AsyncHubClient, session: Session) -> Session:
 
 async def _listed(client: AsyncHubClient, session: Session, **values: Any) -> list[Message]:
     request = ListMessagesRequest(session_id=session.session_id, **values)
-    return [message async for message in client.chat.list_messages(request)]
+    async with asyncio.timeout(60):  # pages that repeat have no end
+        return [message async for message in client.chat.list_messages(request)]
 
 
 async def _sessions_of(client: AsyncHubClient, user_id: str) -> list[Session]:

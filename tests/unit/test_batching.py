@@ -82,6 +82,19 @@ async def test_one_group_is_flushed_at_a_time() -> None:
     assert most == 1
 
 
+@pytest.mark.parametrize("most_groups", [1, 2, 3])
+async def test_who_asks_again_at_once_is_answered(most_groups: int) -> None:
+    """No call falls between a worker that is just ending and the next one."""
+    flush = _Flush()
+    batcher = Batcher(flush, most_items=4, most_waiting=100, most_groups=most_groups)
+
+    async def ask(first: int) -> list[int]:
+        return [await batcher.submit(item) for item in range(first, first + 5)]
+
+    answers = await asyncio.gather(*(ask(first) for first in range(10)))
+    assert answers == [[2 * item for item in range(first, first + 5)] for first in range(10)]
+
+
 async def test_a_group_that_waits_does_not_hold_up_a_second_one() -> None:
     """Where two groups may be under way, the items behind a stuck one are answered."""
     stuck, begun = asyncio.Event(), asyncio.Event()
