@@ -3,6 +3,8 @@
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psycopg
 import pytest
@@ -30,12 +32,13 @@ def _no_settings_from_outside() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     """URL of a superuser of a real Postgres: HUB_DATABASE_URL's, or an embedded one."""
     if _GIVEN_URL:
         yield _GIVEN_URL
         return
-    with embedded_postgres(tmp_path_factory.mktemp("pg")) as url:
+    # Not below pytest's own folder: another pytest of root that starts makes that one private.
+    with TemporaryDirectory(prefix="hub-") as folder, embedded_postgres(Path(folder)) as url:
         yield url
 
 
