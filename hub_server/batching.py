@@ -51,6 +51,13 @@ class Batcher(Generic[Item, Outcome]):
         """Whether nothing waits and nothing is being flushed."""
         return not self._workers
 
+    async def close(self) -> None:
+        """Break off what is being flushed; whoever waits is answered UNAVAILABLE."""
+        workers = set(self._workers)
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+
     async def submit(self, item: Item) -> Outcome:
         """Return the item's own outcome. Raises OVERLOADED when too many wait, or flush's error.
 

@@ -96,9 +96,11 @@ async def _compose(
     ingestion = Ingestion(database, embedder, lease)
     token_ttl = dt.timedelta(seconds=settings.token_ttl)
     identity = IdentityService(database, passwords, token_ttl)
+    chat = ChatService(database)
+    stack.push_async_callback(chat.close)
     return {
         "identity": IdentityServicer(identity, pages),
-        "chat": ChatServicer(ChatService(database), pages),
+        "chat": ChatServicer(chat, pages),
         "memory": MemoryServicer(MemoryService(database, search), pages),
         "knowledge": KnowledgeServicer(KnowledgeService(database, search, ingestion.wake), pages),
     }, ingestion
@@ -107,8 +109,10 @@ async def _compose(
 async def _listen(
     settings: Settings, database: Database, servicers: dict[str, object], stack: AsyncExitStack
 ) -> str:
+    authenticator = Authenticator(database, settings.max_calls)
+    stack.push_async_callback(authenticator.close)
     rpc = Rpc(
-        Authenticator(database, settings.max_calls),
+        authenticator,
         most_calls=settings.max_calls,
         default_deadline=settings.default_deadline,
     )

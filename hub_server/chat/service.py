@@ -59,6 +59,11 @@ class ChatService:
         self._database = database
         self._batchers: dict[str, Batcher[_Append, Row]] = {}
 
+    async def close(self) -> None:
+        """Break off the appends under way."""
+        for batcher in self._batchers.values():
+            await batcher.close()
+
     async def create_session(
         self, caller: Caller, retry: Retry, user_id: str, values: Mapping[str, Any]
     ) -> Row:

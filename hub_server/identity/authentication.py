@@ -41,6 +41,10 @@ class Authenticator:
         level = _LEVELS[row["kind"]]
         return Caller(row["tenant_id"], level, row["credential_id"], row["user_id"], deadline)
 
+    async def close(self) -> None:
+        """Break off what is being looked up."""
+        await self._batcher.close()
+
     async def _look_up(self, hashes: Sequence[bytes]) -> Sequence[Row | None]:
         async with self._database.system() as connection:
             rows = await SystemRepository(connection).authenticate(hashes)

@@ -452,6 +452,25 @@ async def test_a_hub_that_may_wait_no_longer_rolls_back_what_it_breaks_off(
     assert (await tenant.client.chat.create_session(request)).session.user_id == user.user_id
 
 
+async def test_a_hub_that_may_wait_no_longer_breaks_off_a_group_of_appends(
+    owner_url: str, tmp_path: Path, hub: Hub, tenant: Tenant, session: Session
+) -> None:
+    """The statement of a group belongs to no single call, and ends with the hub all the same."""
+    settings = Settings(data_dir=tmp_path, embedding="wordllama", listen="127.0.0.1:0", drain=0.2)
+    async with AsyncExitStack() as stack:
+        address = await stack.enter_async_context(serving(settings, owner_url))
+        async with grpc.aio.insecure_channel(address) as channel:
+            with held_session(hub, session.session_id):
+                running = asyncio.create_task(
+                    ask(channel, METHODS["AppendMessage"], _append(session, "late"), tenant.key)
+                )
+                await until(lambda: waiting_for_locks(hub) == 1)
+                await stack.pop_all().aclose()
+                await until(lambda: waiting_for_locks(hub) == 0)
+            assert (await running).code != _OK
+    assert not hub.sql("SELECT 1 FROM chat_messages WHERE session_id = %s", session.session_id)
+
+
 async def _until_refused(address: str, key: str) -> None:
     """Return once new calls, each on a channel of its own, are UNAVAILABLE."""
     async with asyncio.timeout(20):
