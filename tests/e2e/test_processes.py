@@ -7,6 +7,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -137,8 +138,10 @@ def test_a_killed_postgres_loses_no_acknowledged_append(hub: HubProcess) -> None
     postmaster = psutil.Process(postmaster_pid(hub))
 
     def kill_postgres() -> None:
-        for process in (*postmaster.children(recursive=True), postmaster):
-            process.kill()
+        for process in (postmaster, *postmaster.children(recursive=True)):
+            # Children end by themselves when they notice that their postmaster is gone.
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     writers = write_until(address, hub.key, session_id, kill_postgres)
     hub.stop()
