@@ -1,13 +1,15 @@
 """Group commit: calls that wait at the same moment go to Postgres as one statement.
 
 No timer: an idle batcher flushes at once, and whatever arrives while it works makes up the next
-group, so the delay under load is that of one flush and the delay when idle is none.
+group, so the delay under load is that of one flush and the delay when idle is none. Only a flush
+that is held up (by a lock, or a connection that fell silent) is not waited for: another group
+then goes its own way.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from hub_server.errors import HubError, Reason
 
@@ -16,6 +18,10 @@ Outcome = TypeVar("Outcome")
 
 Flush = Callable[[Sequence[Item]], Awaitable[Sequence[Outcome]]]
 Group = list[tuple[Item, asyncio.Future[Outcome]]]
+
+# A flush that takes longer counts as held up. Shorter, and groups would be small under load: a
+# statement's cost is mostly our own processor's, and two groups at a time pay it twice.
+PATIENCE_SECONDS: Final = 0.05
 
 
 class Batcher(Generic[Item, Outcome]):
@@ -33,9 +39,8 @@ class Batcher(Generic[Item, Outcome]):
     ) -> None:
         """``flush`` answers a group item by item, in the group's order.
 
-        ``most_groups`` may be under way at a time: with two, one that waits for a lock, or for a
-        connection that fell silent, does not hold up all others. With ``weigh`` a group weighs at
-        most ``most_weight``, unless it is of one item.
+        ``most_groups`` may be under way at a time, all but one of them held up. With ``weigh`` a
+        group weighs at most ``most_weight``, unless it is of one item.
         """
         self._flush = flush
         self._most_items = most_items
@@ -45,6 +50,7 @@ class Batcher(Generic[Item, Outcome]):
         self._most_weight = most_weight
         self._waiting: deque[tuple[Item, asyncio.Future[Outcome]]] = deque()
         self._workers: set[asyncio.Task[None]] = set()
+        self._held_up: set[asyncio.Task[None] | None] = set()
 
     @property
     def idle(self) -> bool:
@@ -68,11 +74,20 @@ class Batcher(Generic[Item, Outcome]):
             raise HubError(Reason.REASON_OVERLOADED)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        if len(self._workers) < self._most_groups:
+        self._staff()
+        return await future
+
+    def _staff(self) -> None:
+        """Start a worker if something waits and whoever works is held up."""
+        count = len(self._workers)
+        if self._waiting and count == len(self._held_up) and count < self._most_groups:
             worker = asyncio.create_task(self._work())
             self._workers.add(worker)
             worker.add_done_callback(self._ended)
-        return await future
+
+    def _lose_patience(self, worker: asyncio.Task[None] | None) -> None:
+        self._held_up.add(worker)
+        self._staff()
 
     def _ended(self, worker: asyncio.Task[None] | None) -> None:
         if worker is not None:
@@ -96,12 +111,18 @@ class Batcher(Generic[Item, Outcome]):
         return self._weigh(pair[0]) if self._weigh else 0
 
     async def _work(self) -> None:
+        worker, loop = asyncio.current_task(), asyncio.get_running_loop()
         try:
             while self._waiting:
-                await self._settle(self._group())
+                patience = loop.call_later(PATIENCE_SECONDS, self._lose_patience, worker)
+                try:
+                    await self._settle(self._group())
+                finally:
+                    patience.cancel()
+                    self._held_up.discard(worker)
         finally:
             # At once: who submits before the task's callbacks run must find that it has ended.
-            self._ended(asyncio.current_task())
+            self._ended(worker)
 
     async def _settle(self, group: Group[Item, Outcome]) -> None:
         try:

@@ -96,7 +96,7 @@ async def test_who_asks_again_at_once_is_answered(most_groups: int) -> None:
 
 
 async def test_a_group_that_waits_does_not_hold_up_a_second_one() -> None:
-    """Where two groups may be under way, the items behind a stuck one are answered."""
+    """Where two groups may be under way, the items behind a stuck one are answered, in time."""
     stuck, begun = asyncio.Event(), asyncio.Event()
 
     async def flush(items: Sequence[int]) -> Sequence[int]:
@@ -112,6 +112,22 @@ async def test_a_group_that_waits_does_not_hold_up_a_second_one() -> None:
     assert not first.done()
     stuck.set()
     assert await first == 0
+
+
+async def test_a_group_that_is_quick_is_waited_for() -> None:
+    """Two groups may be under way, but a second one begins only when the first is held up."""
+    flush = _Flush()
+    flush.gate.clear()
+    batcher = Batcher(flush, most_items=100, most_waiting=100, most_groups=2)
+    tasks = [asyncio.create_task(batcher.submit(0))]
+    await flush.begun.wait()
+    tasks += [asyncio.create_task(batcher.submit(item)) for item in (1, 2)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert flush.groups == [[0]]
+    flush.gate.set()
+    assert await asyncio.gather(*tasks) == [0, 2, 4]
+    assert flush.groups == [[0], [1, 2]]
 
 
 async def test_a_group_ends_when_it_is_heavy() -> None:
