@@ -61,7 +61,7 @@ _STATUS: Final[dict[int, tuple[grpc.StatusCode, str]]] = {
     Reason.REASON_SESSION_ENDED: (grpc.StatusCode.FAILED_PRECONDITION, "the session has ended"),
     Reason.REASON_SESSION_LIMIT: (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
-        "the user may have {limit} active session(s)",
+        "the user may have {limit} active session(s): see {subject} in the configuration",
     ),
     Reason.REASON_OVERLOADED: (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -139,7 +139,7 @@ def to_status(error: HubError, request_id: str) -> status_pb2.Status:
         details.append(_bad_request(error.violations))
     if error.reason == Reason.REASON_SESSION_LIMIT:
         violation = error_details_pb2.QuotaFailure.Violation(
-            subject="max_sessions", description=error.message
+            subject=error.metadata["subject"], description=error.message
         )
         details.append(error_details_pb2.QuotaFailure(violations=[violation]))
     if error.reason in _RETRY_AFTER:

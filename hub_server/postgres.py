@@ -91,6 +91,15 @@ def embedded_postgres(data_dir: Path) -> Iterator[str]:
         server.stop()
 
 
+def end_leases(url: str) -> None:
+    """End the leases on documents: a hub that holds its own Postgres knows their holders dead."""
+    with psycopg.connect(url) as connection:
+        connection.execute(
+            "UPDATE documents SET lease_expires_at = NULL"
+            " WHERE status = 'processing' AND lease_expires_at IS NOT NULL"
+        )
+
+
 def _set_aside_unfinished(folder: Path) -> None:
     """Rename what an initdb that was killed left behind; it was never a database."""
     if folder.exists() and any(folder.iterdir()) and not _is_finished(folder):

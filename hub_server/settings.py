@@ -1,6 +1,7 @@
 """Every setting of the hub, typed, read from the environment (``HUB_*``)."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, Self
 
@@ -8,6 +9,8 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _POSTGRES_URL = re.compile(r"postgres(ql)?(\+[a-z0-9]+)?://")
+_ADDRESS = re.compile(r"(\[[^\]]+\]|[^:\[\]]*):(\d{1,5})")
+_GREATEST_PORT = 65_535
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -83,6 +86,21 @@ class Settings(BaseSettings):
             message = "must be a URL like postgresql://user:password@host/database"
             raise ValueError(message)
         return url
+
+    @field_validator("listen")
+    @classmethod
+    def _is_address(cls, listen: str) -> str:
+        match = _ADDRESS.fullmatch(listen)
+        if match is None or int(match[2]) > _GREATEST_PORT:
+            message = f"must be host:port, port at most {_GREATEST_PORT}"
+            raise ValueError(message)
+        return listen
+
+    @classmethod
+    def unknown(cls, environment: Iterable[str]) -> list[str]:
+        """Return the variables that look like settings and are none."""
+        known = {f"HUB_{name.upper()}" for name in cls.model_fields}
+        return sorted(name for name in environment if name.startswith("HUB_") and name not in known)
 
     @property
     def on_loopback(self) -> bool:

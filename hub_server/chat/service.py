@@ -77,9 +77,9 @@ class ChatService:
             claims = Claims(connection, caller.tenant_id, user_id)
             if (answer := await claims.claim(retry)) is not None:
                 return answer
-            limit = _session_limit(user)
+            limit, subject = _session_limit(user)
             if limit is not None and await repository.count_active(user_id) >= limit:
-                raise HubError(Reason.REASON_SESSION_LIMIT, limit=str(limit))
+                raise HubError(Reason.REASON_SESSION_LIMIT, limit=str(limit), subject=subject)
             session = await repository.add_session(user_id=user_id, **values)
             await claims.keep(retry, session)
             return session
@@ -219,9 +219,9 @@ def _appended(message: NewMessage, row: Row) -> Row:
     }
 
 
-def _session_limit(user: Row) -> int | None:
-    """Return how many sessions of the user may be active; None = any number."""
+def _session_limit(user: Row) -> tuple[int | None, str]:
+    """Return how many sessions of the user may be active, None = any number, and what says so."""
     limit: int | None = user["max_sessions"]
-    if user["enable_multichat"]:
-        return limit
-    return 1 if limit is None else min(1, limit)
+    if not user["enable_multichat"] and (limit is None or limit > 1):
+        return 1, "enable_multichat"
+    return limit, "max_sessions"

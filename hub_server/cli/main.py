@@ -1,6 +1,7 @@
 """``hub serve`` and ``hub migrate``."""
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -51,12 +52,15 @@ def serve() -> None:
     """Serve the hub until SIGTERM or Ctrl-C."""
     settings = Settings()
     configure_logs(settings.log_level)
+    for name in Settings.unknown(os.environ):
+        typer.echo(f"hub: {name} is no setting of the hub", err=True)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     if settings.database_url is not None:
         asyncio.run(server.run(settings, settings.database_url.get_secret_value()))
         return
     with _own_postgres(settings) as url:
         migrate(url, settings.server_role)
+        _end_leases(url)
         asyncio.run(server.run(settings, as_role(url, settings.server_role)))
 
 
@@ -70,6 +74,12 @@ def migrate_command() -> None:
         return
     with _own_postgres(settings) as url:
         migrate(url, settings.server_role)
+
+
+def _end_leases(url: str) -> None:
+    from hub_server.postgres import end_leases  # noqa: PLC0415 - as below
+
+    end_leases(url)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ _FACTS: Final[Mapping[str, Any]] = {
     "feature": "enable_rag",
     "resource": "user",
     "limit": "3",
+    "subject": "max_sessions",
 }
 _CODES: Final = [code.name for code in grpc.StatusCode if code.name != "OK"]
 

@@ -380,7 +380,7 @@ async def test_without_multichat_one_session_at_a_time_is_active(
     first = await tenant.new_session(user)
     with pytest.raises(SessionLimitError) as caught:
         await tenant.new_session(user)
-    assert caught.value.metadata == {"limit": "1"}
+    assert caught.value.metadata == {"limit": "1", "subject": "enable_multichat"}
     await tenant.client.chat.end_session(EndSessionRequest(session_id=first.session_id))
     await tenant.new_session(user)
     await _configure(tenant, user, enable_multichat=False, max_sessions=0)

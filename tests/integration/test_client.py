@@ -151,7 +151,7 @@ async def test_an_error_bears_the_facts_of_its_reason(tenant: Tenant) -> None:
     refused = tenant.client.chat.create_session(CreateSessionRequest(user_id=user.user_id))
     error = await _caught(refused)
     assert isinstance(error, errors.SessionLimitError)
-    assert error.metadata == {"limit": "0"}
+    assert error.metadata == {"limit": "0", "subject": "max_sessions"}
 
 
 async def test_both_clients_do_the_main_things(tenant: Tenant) -> None:

@@ -25,6 +25,7 @@ _FACTS: Final[Mapping[str, Any]] = {
     "feature": "enable_rag",
     "resource": "user",
     "limit": "3",
+    "subject": "max_sessions",
 }
 _KEY: Final = "grpc-status-details-bin"
 _VIOLATIONS: Final = [("email", "is required"), ("password", "is required")]

@@ -21,8 +21,8 @@ def test_one_bad_field_is_said_shortly() -> None:
 
 def test_facts_fill_the_message() -> None:
     """What travels as metadata is said in the message too."""
-    error = HubError(Reason.REASON_SESSION_LIMIT, limit="3")
-    assert error.message == "the user may have 3 active session(s)"
+    error = HubError(Reason.REASON_SESSION_LIMIT, limit="3", subject="max_sessions")
+    assert error.message.startswith("the user may have 3 active session(s): see max_sessions")
     assert to_status(error, "").message == error.message
 
 

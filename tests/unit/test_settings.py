@@ -45,7 +45,7 @@ def test_loopback_needs_no_encryption(listen: str) -> None:
 
 @pytest.mark.parametrize(
     "listen",
-    ["0.0.0.0:50051", "[::]:50051", "10.0.0.7:50051", "hub.example.org:443", ":50051", "50051"],
+    ["0.0.0.0:50051", "[::]:50051", "10.0.0.7:50051", "hub.example.org:443", ":50051"],
 )
 def test_plaintext_beyond_loopback_is_refused(listen: str) -> None:
     """Credentials and messages do not cross a network unencrypted by oversight."""
@@ -53,6 +53,20 @@ def test_plaintext_beyond_loopback_is_refused(listen: str) -> None:
         Settings(listen=listen)
     assert not Settings(listen=listen, allow_plaintext=True).with_reflection
     assert not Settings(listen=listen, **_CERTIFICATE).with_reflection
+
+
+@pytest.mark.parametrize("listen", ["50051", "127.0.0.1", "127.0.0.1:80000", "::1:5", "a:b", ""])
+def test_what_is_no_address_is_refused(listen: str) -> None:
+    """A forgotten or impossible port is told as what it is."""
+    with pytest.raises(ValidationError, match="must be host:port"):
+        Settings(listen=listen)
+
+
+def test_a_misspelt_variable_is_found() -> None:
+    """What begins like a setting and is none is named, so that it can be told."""
+    assert Settings.unknown({"HUB_POOLSIZE": "3", "HUB_POOL_SIZE": "3", "PATH": ""}) == [
+        "HUB_POOLSIZE"
+    ]
 
 
 @pytest.mark.parametrize("half", _CERTIFICATE)
