@@ -33,8 +33,14 @@ from hub_client.v1.chat_pb2 import (
     Session,
 )
 from hub_client.v1.identity_pb2 import (
+    ActivateUserRequest,
+    ActivateUserResponse,
     CreateUserRequest,
     CreateUserResponse,
+    DeactivateUserRequest,
+    DeactivateUserResponse,
+    DeleteUserRequest,
+    DeleteUserResponse,
     GetUserConfigRequest,
     GetUserConfigResponse,
     GetUserRequest,
@@ -43,10 +49,16 @@ from hub_client.v1.identity_pb2 import (
     ListUsersResponse,
     LoginRequest,
     LoginResponse,
+    UndeleteUserRequest,
+    UndeleteUserResponse,
     UpdateUserConfigRequest,
     UpdateUserConfigResponse,
+    UpdateUserRequest,
+    UpdateUserResponse,
     User,
     UserConfig,
+    WhoAmIRequest,
+    WhoAmIResponse,
 )
 from hub_client.v1.knowledge_pb2 import (
     Chunk,
@@ -121,6 +133,8 @@ from hub_client.v1.options_pb2 import (
 )
 
 __all__ = [
+    "ActivateUserRequest",
+    "ActivateUserResponse",
     "AppendMessageRequest",
     "AppendMessageResponse",
     "Chunk",
@@ -132,8 +146,12 @@ __all__ = [
     "DOCUMENT_STATUS_PROCESSING",
     "DOCUMENT_STATUS_READY",
     "DOCUMENT_STATUS_UNSPECIFIED",
+    "DeactivateUserRequest",
+    "DeactivateUserResponse",
     "DeleteDocumentRequest",
     "DeleteDocumentResponse",
+    "DeleteUserRequest",
+    "DeleteUserResponse",
     "Document",
     "DocumentStatus",
     "EndSessionRequest",
@@ -225,8 +243,14 @@ __all__ = [
     "SearchRequest",
     "SearchResponse",
     "Session",
+    "UndeleteUserRequest",
+    "UndeleteUserResponse",
     "UpdateUserConfigRequest",
     "UpdateUserConfigResponse",
+    "UpdateUserRequest",
+    "UpdateUserResponse",
     "User",
     "UserConfig",
+    "WhoAmIRequest",
+    "WhoAmIResponse",
 ]

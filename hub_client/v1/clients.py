@@ -25,8 +25,14 @@ from hub_client.v1.chat_pb2 import (
     Session,
 )
 from hub_client.v1.identity_pb2 import (
+    ActivateUserRequest,
+    ActivateUserResponse,
     CreateUserRequest,
     CreateUserResponse,
+    DeactivateUserRequest,
+    DeactivateUserResponse,
+    DeleteUserRequest,
+    DeleteUserResponse,
     GetUserConfigRequest,
     GetUserConfigResponse,
     GetUserRequest,
@@ -35,9 +41,15 @@ from hub_client.v1.identity_pb2 import (
     ListUsersResponse,
     LoginRequest,
     LoginResponse,
+    UndeleteUserRequest,
+    UndeleteUserResponse,
     UpdateUserConfigRequest,
     UpdateUserConfigResponse,
+    UpdateUserRequest,
+    UpdateUserResponse,
     User,
+    WhoAmIRequest,
+    WhoAmIResponse,
 )
 from hub_client.v1.knowledge_pb2 import (
     DeleteDocumentRequest,
@@ -277,6 +289,72 @@ class IdentityClient:
             "/hub.v1.IdentityService/ListUsers", request, ListUsersResponse, "users", timeout
         )
 
+    def who_am_i(self, request: WhoAmIRequest, *, timeout: float | None = None) -> WhoAmIResponse:
+        """Tells who the caller is."""
+        return self._transport.call(
+            "/hub.v1.IdentityService/WhoAmI", request, WhoAmIResponse, timeout
+        )
+
+    def update_user(
+        self, request: UpdateUserRequest, *, timeout: float | None = None
+    ) -> UpdateUserResponse:
+        """Changes the email or the name of a user.
+
+        Errors include: NOT_FOUND, ETAG_MISMATCH, EMAIL_TAKEN.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/UpdateUser", request, UpdateUserResponse, timeout
+        )
+
+    def deactivate_user(
+        self, request: DeactivateUserRequest, *, timeout: float | None = None
+    ) -> DeactivateUserResponse:
+        """Refuses every call of and for a user from the next one on, in every process.
+        Deactivating such a user again changes nothing.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/DeactivateUser", request, DeactivateUserResponse, timeout
+        )
+
+    def activate_user(
+        self, request: ActivateUserRequest, *, timeout: float | None = None
+    ) -> ActivateUserResponse:
+        """Takes the calls of and for a user again. Tokens that have neither expired
+        nor been revoked meanwhile are valid again.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/ActivateUser", request, ActivateUserResponse, timeout
+        )
+
+    def delete_user(
+        self, request: DeleteUserRequest, *, timeout: float | None = None
+    ) -> DeleteUserResponse:
+        """Deletes a user so that UndeleteUser can bring him back: his ids answer
+        NOT_FOUND and lists leave him out, but nothing of his is removed, and his
+        email stays taken.
+
+        Errors include: NOT_FOUND (also when he is deleted already), ETAG_MISMATCH.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/DeleteUser", request, DeleteUserResponse, timeout
+        )
+
+    def undelete_user(
+        self, request: UndeleteUserRequest, *, timeout: float | None = None
+    ) -> UndeleteUserResponse:
+        """Brings a deleted user back with all that is his. A user who is not deleted
+        stays as he is.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/UndeleteUser", request, UndeleteUserResponse, timeout
+        )
+
     def login(self, request: LoginRequest, *, timeout: float | None = None) -> LoginResponse:
         """Exchanges an email and a password for a user token.
 
@@ -357,6 +435,74 @@ class AsyncIdentityClient:
         """
         return self._transport.pages(
             "/hub.v1.IdentityService/ListUsers", request, ListUsersResponse, "users", timeout
+        )
+
+    async def who_am_i(
+        self, request: WhoAmIRequest, *, timeout: float | None = None
+    ) -> WhoAmIResponse:
+        """Tells who the caller is."""
+        return await self._transport.call(
+            "/hub.v1.IdentityService/WhoAmI", request, WhoAmIResponse, timeout
+        )
+
+    async def update_user(
+        self, request: UpdateUserRequest, *, timeout: float | None = None
+    ) -> UpdateUserResponse:
+        """Changes the email or the name of a user.
+
+        Errors include: NOT_FOUND, ETAG_MISMATCH, EMAIL_TAKEN.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/UpdateUser", request, UpdateUserResponse, timeout
+        )
+
+    async def deactivate_user(
+        self, request: DeactivateUserRequest, *, timeout: float | None = None
+    ) -> DeactivateUserResponse:
+        """Refuses every call of and for a user from the next one on, in every process.
+        Deactivating such a user again changes nothing.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/DeactivateUser", request, DeactivateUserResponse, timeout
+        )
+
+    async def activate_user(
+        self, request: ActivateUserRequest, *, timeout: float | None = None
+    ) -> ActivateUserResponse:
+        """Takes the calls of and for a user again. Tokens that have neither expired
+        nor been revoked meanwhile are valid again.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/ActivateUser", request, ActivateUserResponse, timeout
+        )
+
+    async def delete_user(
+        self, request: DeleteUserRequest, *, timeout: float | None = None
+    ) -> DeleteUserResponse:
+        """Deletes a user so that UndeleteUser can bring him back: his ids answer
+        NOT_FOUND and lists leave him out, but nothing of his is removed, and his
+        email stays taken.
+
+        Errors include: NOT_FOUND (also when he is deleted already), ETAG_MISMATCH.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/DeleteUser", request, DeleteUserResponse, timeout
+        )
+
+    async def undelete_user(
+        self, request: UndeleteUserRequest, *, timeout: float | None = None
+    ) -> UndeleteUserResponse:
+        """Brings a deleted user back with all that is his. A user who is not deleted
+        stays as he is.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/UndeleteUser", request, UndeleteUserResponse, timeout
         )
 
     async def login(self, request: LoginRequest, *, timeout: float | None = None) -> LoginResponse:

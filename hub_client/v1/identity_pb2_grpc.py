@@ -55,6 +55,36 @@ class IdentityServiceStub:
                 request_serializer=hub_dot_v1_dot_identity__pb2.ListUsersRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_identity__pb2.ListUsersResponse.FromString,
                 _registered_method=True)
+        self.WhoAmI = channel.unary_unary(
+                '/hub.v1.IdentityService/WhoAmI',
+                request_serializer=hub_dot_v1_dot_identity__pb2.WhoAmIRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.WhoAmIResponse.FromString,
+                _registered_method=True)
+        self.UpdateUser = channel.unary_unary(
+                '/hub.v1.IdentityService/UpdateUser',
+                request_serializer=hub_dot_v1_dot_identity__pb2.UpdateUserRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.UpdateUserResponse.FromString,
+                _registered_method=True)
+        self.DeactivateUser = channel.unary_unary(
+                '/hub.v1.IdentityService/DeactivateUser',
+                request_serializer=hub_dot_v1_dot_identity__pb2.DeactivateUserRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.DeactivateUserResponse.FromString,
+                _registered_method=True)
+        self.ActivateUser = channel.unary_unary(
+                '/hub.v1.IdentityService/ActivateUser',
+                request_serializer=hub_dot_v1_dot_identity__pb2.ActivateUserRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.ActivateUserResponse.FromString,
+                _registered_method=True)
+        self.DeleteUser = channel.unary_unary(
+                '/hub.v1.IdentityService/DeleteUser',
+                request_serializer=hub_dot_v1_dot_identity__pb2.DeleteUserRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.DeleteUserResponse.FromString,
+                _registered_method=True)
+        self.UndeleteUser = channel.unary_unary(
+                '/hub.v1.IdentityService/UndeleteUser',
+                request_serializer=hub_dot_v1_dot_identity__pb2.UndeleteUserRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.UndeleteUserResponse.FromString,
+                _registered_method=True)
         self.Login = channel.unary_unary(
                 '/hub.v1.IdentityService/Login',
                 request_serializer=hub_dot_v1_dot_identity__pb2.LoginRequest.SerializeToString,
@@ -108,6 +138,63 @@ class IdentityServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WhoAmI(self, request, context):
+        """Tells who the caller is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateUser(self, request, context):
+        """Changes the email or the name of a user.
+
+        Errors include: NOT_FOUND, ETAG_MISMATCH, EMAIL_TAKEN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeactivateUser(self, request, context):
+        """Refuses every call of and for a user from the next one on, in every process.
+        Deactivating such a user again changes nothing.
+
+        Errors include: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ActivateUser(self, request, context):
+        """Takes the calls of and for a user again. Tokens that have neither expired
+        nor been revoked meanwhile are valid again.
+
+        Errors include: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteUser(self, request, context):
+        """Deletes a user so that UndeleteUser can bring him back: his ids answer
+        NOT_FOUND and lists leave him out, but nothing of his is removed, and his
+        email stays taken.
+
+        Errors include: NOT_FOUND (also when he is deleted already), ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteUser(self, request, context):
+        """Brings a deleted user back with all that is his. A user who is not deleted
+        stays as he is.
+
+        Errors include: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Login(self, request, context):
         """Exchanges an email and a password for a user token.
 
@@ -156,6 +243,36 @@ def add_IdentityServiceServicer_to_server(servicer, server):
                     servicer.ListUsers,
                     request_deserializer=hub_dot_v1_dot_identity__pb2.ListUsersRequest.FromString,
                     response_serializer=hub_dot_v1_dot_identity__pb2.ListUsersResponse.SerializeToString,
+            ),
+            'WhoAmI': grpc.unary_unary_rpc_method_handler(
+                    servicer.WhoAmI,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.WhoAmIRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.WhoAmIResponse.SerializeToString,
+            ),
+            'UpdateUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateUser,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.UpdateUserRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.UpdateUserResponse.SerializeToString,
+            ),
+            'DeactivateUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeactivateUser,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.DeactivateUserRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.DeactivateUserResponse.SerializeToString,
+            ),
+            'ActivateUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActivateUser,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.ActivateUserRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.ActivateUserResponse.SerializeToString,
+            ),
+            'DeleteUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteUser,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.DeleteUserRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.DeleteUserResponse.SerializeToString,
+            ),
+            'UndeleteUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteUser,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.UndeleteUserRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.UndeleteUserResponse.SerializeToString,
             ),
             'Login': grpc.unary_unary_rpc_method_handler(
                     servicer.Login,
@@ -260,6 +377,168 @@ class IdentityService:
             '/hub.v1.IdentityService/ListUsers',
             hub_dot_v1_dot_identity__pb2.ListUsersRequest.SerializeToString,
             hub_dot_v1_dot_identity__pb2.ListUsersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WhoAmI(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/WhoAmI',
+            hub_dot_v1_dot_identity__pb2.WhoAmIRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.WhoAmIResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/UpdateUser',
+            hub_dot_v1_dot_identity__pb2.UpdateUserRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.UpdateUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeactivateUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/DeactivateUser',
+            hub_dot_v1_dot_identity__pb2.DeactivateUserRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.DeactivateUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActivateUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/ActivateUser',
+            hub_dot_v1_dot_identity__pb2.ActivateUserRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.ActivateUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/DeleteUser',
+            hub_dot_v1_dot_identity__pb2.DeleteUserRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.DeleteUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/UndeleteUser',
+            hub_dot_v1_dot_identity__pb2.UndeleteUserRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.UndeleteUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

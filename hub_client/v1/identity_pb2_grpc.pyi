@@ -54,6 +54,38 @@ class IdentityServiceStub:
 
     Errors include: PAGE_TOKEN_INVALID.
     """
+    WhoAmI: _grpc.UnaryUnaryMultiCallable[_identity_pb2.WhoAmIRequest, _identity_pb2.WhoAmIResponse]
+    """Tells who the caller is."""
+    UpdateUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.UpdateUserRequest, _identity_pb2.UpdateUserResponse]
+    """Changes the email or the name of a user.
+
+    Errors include: NOT_FOUND, ETAG_MISMATCH, EMAIL_TAKEN.
+    """
+    DeactivateUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.DeactivateUserRequest, _identity_pb2.DeactivateUserResponse]
+    """Refuses every call of and for a user from the next one on, in every process.
+    Deactivating such a user again changes nothing.
+
+    Errors include: NOT_FOUND.
+    """
+    ActivateUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ActivateUserRequest, _identity_pb2.ActivateUserResponse]
+    """Takes the calls of and for a user again. Tokens that have neither expired
+    nor been revoked meanwhile are valid again.
+
+    Errors include: NOT_FOUND.
+    """
+    DeleteUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.DeleteUserRequest, _identity_pb2.DeleteUserResponse]
+    """Deletes a user so that UndeleteUser can bring him back: his ids answer
+    NOT_FOUND and lists leave him out, but nothing of his is removed, and his
+    email stays taken.
+
+    Errors include: NOT_FOUND (also when he is deleted already), ETAG_MISMATCH.
+    """
+    UndeleteUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.UndeleteUserRequest, _identity_pb2.UndeleteUserResponse]
+    """Brings a deleted user back with all that is his. A user who is not deleted
+    stays as he is.
+
+    Errors include: NOT_FOUND.
+    """
     Login: _grpc.UnaryUnaryMultiCallable[_identity_pb2.LoginRequest, _identity_pb2.LoginResponse]
     """Exchanges an email and a password for a user token.
 
@@ -99,6 +131,38 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     """Lists the users of the tenant, newest first.
 
     Errors include: PAGE_TOKEN_INVALID.
+    """
+    WhoAmI: _aio.UnaryUnaryMultiCallable[_identity_pb2.WhoAmIRequest, _identity_pb2.WhoAmIResponse]  # type: ignore[assignment]
+    """Tells who the caller is."""
+    UpdateUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.UpdateUserRequest, _identity_pb2.UpdateUserResponse]  # type: ignore[assignment]
+    """Changes the email or the name of a user.
+
+    Errors include: NOT_FOUND, ETAG_MISMATCH, EMAIL_TAKEN.
+    """
+    DeactivateUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.DeactivateUserRequest, _identity_pb2.DeactivateUserResponse]  # type: ignore[assignment]
+    """Refuses every call of and for a user from the next one on, in every process.
+    Deactivating such a user again changes nothing.
+
+    Errors include: NOT_FOUND.
+    """
+    ActivateUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.ActivateUserRequest, _identity_pb2.ActivateUserResponse]  # type: ignore[assignment]
+    """Takes the calls of and for a user again. Tokens that have neither expired
+    nor been revoked meanwhile are valid again.
+
+    Errors include: NOT_FOUND.
+    """
+    DeleteUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.DeleteUserRequest, _identity_pb2.DeleteUserResponse]  # type: ignore[assignment]
+    """Deletes a user so that UndeleteUser can bring him back: his ids answer
+    NOT_FOUND and lists leave him out, but nothing of his is removed, and his
+    email stays taken.
+
+    Errors include: NOT_FOUND (also when he is deleted already), ETAG_MISMATCH.
+    """
+    UndeleteUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.UndeleteUserRequest, _identity_pb2.UndeleteUserResponse]  # type: ignore[assignment]
+    """Brings a deleted user back with all that is his. A user who is not deleted
+    stays as he is.
+
+    Errors include: NOT_FOUND.
     """
     Login: _aio.UnaryUnaryMultiCallable[_identity_pb2.LoginRequest, _identity_pb2.LoginResponse]  # type: ignore[assignment]
     """Exchanges an email and a password for a user token.
@@ -160,6 +224,74 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists the users of the tenant, newest first.
 
         Errors include: PAGE_TOKEN_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def WhoAmI(
+        self,
+        request: _identity_pb2.WhoAmIRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.WhoAmIResponse, _abc.Awaitable[_identity_pb2.WhoAmIResponse]]:
+        """Tells who the caller is."""
+
+    @_abc_1.abstractmethod
+    def UpdateUser(
+        self,
+        request: _identity_pb2.UpdateUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.UpdateUserResponse, _abc.Awaitable[_identity_pb2.UpdateUserResponse]]:
+        """Changes the email or the name of a user.
+
+        Errors include: NOT_FOUND, ETAG_MISMATCH, EMAIL_TAKEN.
+        """
+
+    @_abc_1.abstractmethod
+    def DeactivateUser(
+        self,
+        request: _identity_pb2.DeactivateUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.DeactivateUserResponse, _abc.Awaitable[_identity_pb2.DeactivateUserResponse]]:
+        """Refuses every call of and for a user from the next one on, in every process.
+        Deactivating such a user again changes nothing.
+
+        Errors include: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ActivateUser(
+        self,
+        request: _identity_pb2.ActivateUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ActivateUserResponse, _abc.Awaitable[_identity_pb2.ActivateUserResponse]]:
+        """Takes the calls of and for a user again. Tokens that have neither expired
+        nor been revoked meanwhile are valid again.
+
+        Errors include: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteUser(
+        self,
+        request: _identity_pb2.DeleteUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.DeleteUserResponse, _abc.Awaitable[_identity_pb2.DeleteUserResponse]]:
+        """Deletes a user so that UndeleteUser can bring him back: his ids answer
+        NOT_FOUND and lists leave him out, but nothing of his is removed, and his
+        email stays taken.
+
+        Errors include: NOT_FOUND (also when he is deleted already), ETAG_MISMATCH.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteUser(
+        self,
+        request: _identity_pb2.UndeleteUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.UndeleteUserResponse, _abc.Awaitable[_identity_pb2.UndeleteUserResponse]]:
+        """Brings a deleted user back with all that is his. A user who is not deleted
+        stays as he is.
+
+        Errors include: NOT_FOUND.
         """
 
     @_abc_1.abstractmethod

@@ -1,10 +1,11 @@
 """SQL of identity. Returns rows; never commits."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hub_server.identity.models import credentials, hub_keys, tenants, user_configs, users
@@ -20,6 +21,7 @@ _USER: Final = (
     users.c.last_login,
     users.c.created_at,
     users.c.updated_at,
+    users.c.deleted_at,
 )
 _CONFIG: Final = tuple(
     column for column in user_configs.c if column.name not in ("tenant_id", "config_id")
@@ -112,11 +114,38 @@ class IdentityRepository:
         query = sa.select(*_USER).where(*self._is(user_id))
         return (await self._connection.execute(query)).mappings().first()
 
-    async def list_users(self, page: Page) -> Sequence[Row]:
-        """Return a page of users and one more, newest first."""
-        query = sa.select(*_USER).where(
-            users.c.tenant_id == self._tenant_id, users.c.deleted_at.is_(None)
+    async def lock_user(self, user_id: str) -> Row | None:
+        """Return a user, deleted or not, and hold him until the transaction ends; or None."""
+        query = sa.select(*_USER).where(*self._names(user_id))
+        query = query.with_for_update(key_share=True)
+        return (await self._connection.execute(query)).mappings().first()
+
+    async def set_user(self, user_id: str, values: Mapping[str, Any]) -> Row | None:
+        """Change a user who exists; return him, or None when his new email is taken."""
+        statement = (
+            sa.update(users)
+            .where(*self._names(user_id))
+            .values(**values, updated_at=sa.func.clock_timestamp())
+            .returning(*_USER)
         )
+        try:
+            # The unique key decides, since a look beforehand could be overtaken.
+            async with self._connection.begin_nested():
+                return (await self._connection.execute(statement)).mappings().one()
+        except IntegrityError:
+            return None
+
+    async def list_users(
+        self, page: Page, *, is_active: bool | None, email_key_prefix: str, show_deleted: bool
+    ) -> Sequence[Row]:
+        """Return a page of users and one more, newest first; ``is_active`` None = both."""
+        query = sa.select(*_USER).where(users.c.tenant_id == self._tenant_id)
+        if not show_deleted:
+            query = query.where(users.c.deleted_at.is_(None))
+        if is_active is not None:
+            query = query.where(users.c.is_active == is_active)
+        if email_key_prefix:
+            query = query.where(users.c.email_key.startswith(email_key_prefix, autoescape=True))
         if page.after:
             query = query.where(users.c.user_id < page.after)
         query = query.order_by(users.c.user_id.desc()).limit(page.size + 1)
@@ -163,11 +192,11 @@ class IdentityRepository:
         return (await self._connection.execute(statement)).mappings().one()
 
     def _is(self, user_id: str) -> tuple[sa.ColumnElement[bool], ...]:
-        return (
-            users.c.tenant_id == self._tenant_id,
-            users.c.user_id == user_id,
-            users.c.deleted_at.is_(None),
-        )
+        return (*self._names(user_id), users.c.deleted_at.is_(None))
+
+    def _names(self, user_id: str) -> tuple[sa.ColumnElement[bool], ...]:
+        """Match a user, deleted or not."""
+        return users.c.tenant_id == self._tenant_id, users.c.user_id == user_id
 
 
 def _same_user(left: sa.FromClause, right: sa.FromClause) -> sa.ColumnElement[bool]:

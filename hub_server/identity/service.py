@@ -7,9 +7,11 @@ import hashlib
 import re
 import unicodedata
 import zoneinfo
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+import idna
 
 from hub_server.caller import Caller
 from hub_server.database import Database
@@ -92,11 +94,70 @@ class IdentityService:
             user = await IdentityRepository(connection, caller.tenant_id).user(user_id)
         return _found(user)
 
-    async def list_users(self, caller: Caller, page: Page) -> tuple[Sequence[Row], str | None]:
+    async def list_users(
+        self,
+        caller: Caller,
+        page: Page,
+        *,
+        is_active: bool | None,
+        email_prefix: str,
+        show_deleted: bool,
+    ) -> tuple[Sequence[Row], str | None]:
         """Return a page of users and the key of the next."""
         async with self._database.statement(caller) as connection:
-            rows = await IdentityRepository(connection, caller.tenant_id).list_users(page)
+            rows = await IdentityRepository(connection, caller.tenant_id).list_users(
+                page,
+                is_active=is_active,
+                email_key_prefix=email_prefix_key(email_prefix),
+                show_deleted=show_deleted,
+            )
         return split(rows, page.size, lambda row: str(row["user_id"]))
+
+    async def update_user(
+        self, caller: Caller, user_id: str, changes: Mapping[str, str], etag: str
+    ) -> Row:
+        """Change email or name. Raises INVALID_FIELD, NOT_FOUND, ETAG_MISMATCH or EMAIL_TAKEN."""
+        values = dict(changes)
+        if "email" in values:
+            values["email_key"] = email_key(values["email"])
+        return await self._change_user(caller, user_id, values, etag)
+
+    async def set_active(self, caller: Caller, user_id: str, *, is_active: bool) -> Row:
+        """Disable a user or enable him again. Raises NOT_FOUND."""
+        return await self._change_user(caller, user_id, {"is_active": is_active})
+
+    async def delete_user(self, caller: Caller, user_id: str, etag: str) -> Row:
+        """Delete a user so that he can be brought back. Raises NOT_FOUND or ETAG_MISMATCH."""
+        values = {"deleted_at": dt.datetime.now(dt.UTC)}
+        return await self._change_user(caller, user_id, values, etag)
+
+    async def undelete_user(self, caller: Caller, user_id: str) -> Row:
+        """Bring a deleted user back. Raises NOT_FOUND."""
+        return await self._change_user(caller, user_id, {"deleted_at": None}, deleted=True)
+
+    async def _change_user(
+        self,
+        caller: Caller,
+        user_id: str,
+        values: Mapping[str, Any],
+        etag: str = "",
+        *,
+        deleted: bool = False,
+    ) -> Row:
+        """Change a user if that changes anything; ``deleted`` ones only when asked for."""
+        async with self._database.transaction(caller) as connection:
+            repository = IdentityRepository(connection, caller.tenant_id)
+            current = await repository.lock_user(user_id)
+            if current is None or (current["deleted_at"] is not None and not deleted):
+                raise HubError(Reason.REASON_NOT_FOUND, resource="user")
+            if etag not in ("", user_etag(current)):
+                raise HubError(Reason.REASON_ETAG_MISMATCH)
+            if all(current.get(name) == value for name, value in values.items()):
+                return current
+            changed = await repository.set_user(user_id, values)
+            if changed is None:
+                raise HubError(Reason.REASON_EMAIL_TAKEN)
+            return changed
 
     async def login(self, caller: Caller | None, email: str, password: str) -> Login:
         """Exchange email and password for a token. Raises LOGIN_FAILED.
@@ -158,13 +219,42 @@ class IdentityService:
 
 
 def email_key(email: str) -> str:
-    """Return the form in which emails are compared: case and width of letters do not count."""
+    """Return the form in which emails are compared.
+
+    Case and width of letters do not count, and a domain is compared as IDNA spells it. Raises
+    INVALID_FIELD for a domain that IDNA does not admit.
+    """
+    local, _, domain = _fold(email).rpartition("@")
+    try:
+        return f"{local}@{idna.encode(domain, uts46=True).decode()}"
+    except idna.IDNAError as error:
+        raise HubError.invalid("email", "must have a valid domain") from error
+
+
+def email_prefix_key(prefix: str) -> str:
+    """Return what the compared form of an email begins with when the email begins so.
+
+    A domain in the prefix is taken as it stands: half of an international one has no IDNA form.
+    """
+    return _fold(prefix)
+
+
+def _fold(email: str) -> str:
     return unicodedata.normalize("NFKC", email).casefold()
 
 
 def config_etag(config: Row) -> str:
     """Return the version of a configuration: 22 characters that change with every update."""
-    text = repr([*(config[name] for name in _DEFAULTS), config["updated_at"].timestamp()])
+    return _etag(config, _DEFAULTS)
+
+
+def user_etag(user: Row) -> str:
+    """Return the version of a user: 22 characters that change with every update."""
+    return _etag(user, ("email", "display_name", "is_active", "deleted_at"))
+
+
+def _etag(row: Row, names: Iterable[str]) -> str:
+    text = repr([*(row[name] for name in names), row["updated_at"].timestamp()])
     return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()[:16])[:22].decode()
 
 

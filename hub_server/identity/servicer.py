@@ -9,7 +9,7 @@ from hub_server.caller import Caller
 from hub_server.convert import timestamp_to_pb
 from hub_server.errors import HubError
 from hub_server.idempotency import retry_of
-from hub_server.identity.service import IdentityService, config_etag
+from hub_server.identity.service import IdentityService, config_etag, user_etag
 from hub_server.paging import PageTokens
 from hub_server.rows import Row
 
@@ -22,6 +22,7 @@ _SETTABLE: Final = (
     "preferred_language",
     "timezone",
 )
+_USER_SETTABLE: Final = ("email", "display_name")
 
 
 class IdentityServicer:
@@ -51,10 +52,64 @@ class IdentityServicer:
     async def ListUsers(self, request: pb.ListUsersRequest, caller: Caller) -> pb.ListUsersResponse:
         """List users."""
         page = self._pages.read(caller, request, request.page_size, request.page_token)
-        users, after = await self._identity.list_users(caller, page)
+        users, after = await self._identity.list_users(
+            caller,
+            page,
+            is_active=_get(request, "is_active"),
+            email_prefix=request.email_prefix,
+            show_deleted=request.show_deleted,
+        )
         return pb.ListUsersResponse(
             users=map(_user_to_pb, users), next_page_token=self._pages.next(caller, request, after)
         )
+
+    async def WhoAmI(self, _: pb.WhoAmIRequest, caller: Caller) -> pb.WhoAmIResponse:
+        """Tell who calls."""
+        own = caller.user_id
+        user = None if own is None else _user_to_pb(await self._identity.get_user(caller, own))
+        return pb.WhoAmIResponse(
+            tenant_id=caller.tenant_id,
+            credential_id=caller.credential_id,
+            level=caller.level,
+            user=user,
+        )
+
+    async def UpdateUser(
+        self, request: pb.UpdateUserRequest, caller: Caller
+    ) -> pb.UpdateUserResponse:
+        """Change a user."""
+        new = request.user
+        changes = {name: getattr(new, name) for name in _user_paths(request)}
+        user = await self._identity.update_user(caller, new.user_id, changes, new.etag)
+        return pb.UpdateUserResponse(user=_user_to_pb(user))
+
+    async def DeactivateUser(
+        self, request: pb.DeactivateUserRequest, caller: Caller
+    ) -> pb.DeactivateUserResponse:
+        """Disable a user."""
+        user = await self._identity.set_active(caller, request.user_id, is_active=False)
+        return pb.DeactivateUserResponse(user=_user_to_pb(user))
+
+    async def ActivateUser(
+        self, request: pb.ActivateUserRequest, caller: Caller
+    ) -> pb.ActivateUserResponse:
+        """Enable a user."""
+        user = await self._identity.set_active(caller, request.user_id, is_active=True)
+        return pb.ActivateUserResponse(user=_user_to_pb(user))
+
+    async def DeleteUser(
+        self, request: pb.DeleteUserRequest, caller: Caller
+    ) -> pb.DeleteUserResponse:
+        """Delete a user so that he can be brought back."""
+        user = await self._identity.delete_user(caller, request.user_id, request.etag)
+        return pb.DeleteUserResponse(user=_user_to_pb(user))
+
+    async def UndeleteUser(
+        self, request: pb.UndeleteUserRequest, caller: Caller
+    ) -> pb.UndeleteUserResponse:
+        """Bring a deleted user back."""
+        user = await self._identity.undelete_user(caller, request.user_id)
+        return pb.UndeleteUserResponse(user=_user_to_pb(user))
 
     async def Login(self, request: pb.LoginRequest, caller: Caller | None) -> pb.LoginResponse:
         """Exchange email and password for a token."""
@@ -95,6 +150,20 @@ def _changes(request: pb.UpdateUserConfigRequest) -> dict[str, Any]:
     return {name: _get(config, name) for name in paths}
 
 
+def _user_paths(request: pb.UpdateUserRequest) -> list[str]:
+    """Return which fields of a user to change. Raises INVALID_FIELD."""
+    paths = list(request.update_mask.paths)
+    if paths == ["*"]:
+        paths = list(_USER_SETTABLE)
+    elif not paths:
+        paths = [name for name in _USER_SETTABLE if getattr(request.user, name)]
+    if not set(paths) <= set(_USER_SETTABLE):
+        raise HubError.invalid("update_mask", f"may name: {', '.join(_USER_SETTABLE)}")
+    if "email" in paths and not request.user.email:
+        raise HubError.invalid("user.email", "is required")
+    return paths
+
+
 def _get(message: Message, name: str) -> Any:
     return getattr(message, name) if message.HasField(name) else None
 
@@ -108,6 +177,8 @@ def _user_to_pb(user: Row) -> pb.User:
         last_login=timestamp_to_pb(user["last_login"]),
         created_at=timestamp_to_pb(user["created_at"]),
         updated_at=timestamp_to_pb(user["updated_at"]),
+        deleted_at=timestamp_to_pb(user["deleted_at"]),
+        etag=user_etag(user),
     )
 
 
