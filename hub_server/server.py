@@ -21,6 +21,7 @@ from hub_server.database import Database
 from hub_server.embedding import Embedder, load_embedder
 from hub_server.identity.authentication import Authenticator
 from hub_server.identity.first_start import ensure_default_tenant, shared_key
+from hub_server.identity.logins import Logins
 from hub_server.identity.service import IdentityService
 from hub_server.identity.servicer import IdentityServicer
 from hub_server.jobs import purge
@@ -95,11 +96,13 @@ async def _compose(
     lease = dt.timedelta(seconds=settings.ingestion_lease)
     ingestion = Ingestion(database, embedder, lease)
     token_ttl = dt.timedelta(seconds=settings.token_ttl)
-    identity = IdentityService(database, passwords, token_ttl)
+    refresh_ttl = dt.timedelta(seconds=settings.refresh_ttl)
+    identity = IdentityService(database, passwords)
+    logins = Logins(database, passwords, token_ttl, refresh_ttl)
     chat = ChatService(database)
     stack.push_async_callback(chat.close)
     return {
-        "identity": IdentityServicer(identity, pages),
+        "identity": IdentityServicer(identity, logins, pages),
         "chat": ChatServicer(chat, pages),
         "memory": MemoryServicer(MemoryService(database, search), pages),
         "knowledge": KnowledgeServicer(KnowledgeService(database, search, ingestion.wake), pages),

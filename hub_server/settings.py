@@ -68,7 +68,10 @@ class Settings(BaseSettings):
         default=30.0, gt=0, le=64, description="Seconds a call may take when it brings no deadline."
     )
     max_calls: int = Field(default=512, ge=1, description="Calls in progress; more are OVERLOADED.")
-    token_ttl: int = Field(default=12 * 3600, ge=1, description="Seconds a user token is valid.")
+    token_ttl: int = Field(default=900, ge=1, description="Seconds a user token is valid.")
+    refresh_ttl: int = Field(
+        default=30 * 86400, ge=1, description="Seconds a login can be refreshed for."
+    )
     ingestion_lease: float = Field(
         default=60.0,
         gt=0,

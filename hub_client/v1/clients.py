@@ -37,10 +37,21 @@ from hub_client.v1.identity_pb2 import (
     GetUserConfigResponse,
     GetUserRequest,
     GetUserResponse,
+    IntrospectTokenRequest,
+    IntrospectTokenResponse,
+    ListLoginsRequest,
+    ListLoginsResponse,
     ListUsersRequest,
     ListUsersResponse,
+    Login,
     LoginRequest,
     LoginResponse,
+    LogoutRequest,
+    LogoutResponse,
+    RefreshTokenRequest,
+    RefreshTokenResponse,
+    RevokeLoginRequest,
+    RevokeLoginResponse,
     UndeleteUserRequest,
     UndeleteUserResponse,
     UpdateUserConfigRequest,
@@ -356,7 +367,7 @@ class IdentityClient:
         )
 
     def login(self, request: LoginRequest, *, timeout: float | None = None) -> LoginResponse:
-        """Exchanges an email and a password for a user token.
+        """Exchanges an email and a password for a user token and a refresh token.
 
         The tenant is the one of the service key the call presents; without a
         credential it is the tenant `default`. Unknown emails, wrong passwords and
@@ -366,6 +377,62 @@ class IdentityClient:
         """
         return self._transport.call(
             "/hub.v1.IdentityService/Login", request, LoginResponse, timeout
+        )
+
+    def refresh_token(
+        self, request: RefreshTokenRequest, *, timeout: float | None = None
+    ) -> RefreshTokenResponse:
+        """Exchanges a refresh token for the next pair of tokens; the pair before is
+        void from then on.
+
+        A client that lost the answer presents the same refresh token again and gets
+        the same pair, as long as nobody used the newer one. A refresh token that is
+        older than that was stolen or copied: the login ends, with all its tokens.
+
+        Errors include: CREDENTIAL_INVALID.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/RefreshToken", request, RefreshTokenResponse, timeout
+        )
+
+    def logout(self, request: LogoutRequest, *, timeout: float | None = None) -> LogoutResponse:
+        """Ends the login whose user token the call presents, or all logins of that
+        user. With a service key it is INVALID_FIELD: see RevokeLogin.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/Logout", request, LogoutResponse, timeout
+        )
+
+    def list_logins(
+        self, request: ListLoginsRequest, *, timeout: float | None = None
+    ) -> Iterator[Login]:
+        """Lists the logins of a user that have not ended, newest first.
+
+        Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.IdentityService/ListLogins", request, ListLoginsResponse, "logins", timeout
+        )
+
+    def revoke_login(
+        self, request: RevokeLoginRequest, *, timeout: float | None = None
+    ) -> RevokeLoginResponse:
+        """Ends a login: its tokens are refused from the next call on, in every process.
+
+        Errors include: NOT_FOUND (also when it has ended already).
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/RevokeLogin", request, RevokeLoginResponse, timeout
+        )
+
+    def introspect_token(
+        self, request: IntrospectTokenRequest, *, timeout: float | None = None
+    ) -> IntrospectTokenResponse:
+        """Tells whether a token or key of this tenant is valid now, and whose it is
+        (RFC 7662). Of any other it tells only that it is not active.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/IntrospectToken", request, IntrospectTokenResponse, timeout
         )
 
     def get_user_config(
@@ -506,7 +573,7 @@ class AsyncIdentityClient:
         )
 
     async def login(self, request: LoginRequest, *, timeout: float | None = None) -> LoginResponse:
-        """Exchanges an email and a password for a user token.
+        """Exchanges an email and a password for a user token and a refresh token.
 
         The tenant is the one of the service key the call presents; without a
         credential it is the tenant `default`. Unknown emails, wrong passwords and
@@ -516,6 +583,64 @@ class AsyncIdentityClient:
         """
         return await self._transport.call(
             "/hub.v1.IdentityService/Login", request, LoginResponse, timeout
+        )
+
+    async def refresh_token(
+        self, request: RefreshTokenRequest, *, timeout: float | None = None
+    ) -> RefreshTokenResponse:
+        """Exchanges a refresh token for the next pair of tokens; the pair before is
+        void from then on.
+
+        A client that lost the answer presents the same refresh token again and gets
+        the same pair, as long as nobody used the newer one. A refresh token that is
+        older than that was stolen or copied: the login ends, with all its tokens.
+
+        Errors include: CREDENTIAL_INVALID.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/RefreshToken", request, RefreshTokenResponse, timeout
+        )
+
+    async def logout(
+        self, request: LogoutRequest, *, timeout: float | None = None
+    ) -> LogoutResponse:
+        """Ends the login whose user token the call presents, or all logins of that
+        user. With a service key it is INVALID_FIELD: see RevokeLogin.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/Logout", request, LogoutResponse, timeout
+        )
+
+    def list_logins(
+        self, request: ListLoginsRequest, *, timeout: float | None = None
+    ) -> AsyncIterator[Login]:
+        """Lists the logins of a user that have not ended, newest first.
+
+        Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.IdentityService/ListLogins", request, ListLoginsResponse, "logins", timeout
+        )
+
+    async def revoke_login(
+        self, request: RevokeLoginRequest, *, timeout: float | None = None
+    ) -> RevokeLoginResponse:
+        """Ends a login: its tokens are refused from the next call on, in every process.
+
+        Errors include: NOT_FOUND (also when it has ended already).
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/RevokeLogin", request, RevokeLoginResponse, timeout
+        )
+
+    async def introspect_token(
+        self, request: IntrospectTokenRequest, *, timeout: float | None = None
+    ) -> IntrospectTokenResponse:
+        """Tells whether a token or key of this tenant is valid now, and whose it is
+        (RFC 7662). Of any other it tells only that it is not active.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/IntrospectToken", request, IntrospectTokenResponse, timeout
         )
 
     async def get_user_config(

@@ -90,6 +90,31 @@ class IdentityServiceStub:
                 request_serializer=hub_dot_v1_dot_identity__pb2.LoginRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_identity__pb2.LoginResponse.FromString,
                 _registered_method=True)
+        self.RefreshToken = channel.unary_unary(
+                '/hub.v1.IdentityService/RefreshToken',
+                request_serializer=hub_dot_v1_dot_identity__pb2.RefreshTokenRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.RefreshTokenResponse.FromString,
+                _registered_method=True)
+        self.Logout = channel.unary_unary(
+                '/hub.v1.IdentityService/Logout',
+                request_serializer=hub_dot_v1_dot_identity__pb2.LogoutRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.LogoutResponse.FromString,
+                _registered_method=True)
+        self.ListLogins = channel.unary_unary(
+                '/hub.v1.IdentityService/ListLogins',
+                request_serializer=hub_dot_v1_dot_identity__pb2.ListLoginsRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.ListLoginsResponse.FromString,
+                _registered_method=True)
+        self.RevokeLogin = channel.unary_unary(
+                '/hub.v1.IdentityService/RevokeLogin',
+                request_serializer=hub_dot_v1_dot_identity__pb2.RevokeLoginRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.RevokeLoginResponse.FromString,
+                _registered_method=True)
+        self.IntrospectToken = channel.unary_unary(
+                '/hub.v1.IdentityService/IntrospectToken',
+                request_serializer=hub_dot_v1_dot_identity__pb2.IntrospectTokenRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.IntrospectTokenResponse.FromString,
+                _registered_method=True)
         self.GetUserConfig = channel.unary_unary(
                 '/hub.v1.IdentityService/GetUserConfig',
                 request_serializer=hub_dot_v1_dot_identity__pb2.GetUserConfigRequest.SerializeToString,
@@ -196,13 +221,61 @@ class IdentityServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Login(self, request, context):
-        """Exchanges an email and a password for a user token.
+        """Exchanges an email and a password for a user token and a refresh token.
 
         The tenant is the one of the service key the call presents; without a
         credential it is the tenant `default`. Unknown emails, wrong passwords and
         disabled users are answered alike, and each costs one password hash.
 
         Errors include: LOGIN_FAILED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RefreshToken(self, request, context):
+        """Exchanges a refresh token for the next pair of tokens; the pair before is
+        void from then on.
+
+        A client that lost the answer presents the same refresh token again and gets
+        the same pair, as long as nobody used the newer one. A refresh token that is
+        older than that was stolen or copied: the login ends, with all its tokens.
+
+        Errors include: CREDENTIAL_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Logout(self, request, context):
+        """Ends the login whose user token the call presents, or all logins of that
+        user. With a service key it is INVALID_FIELD: see RevokeLogin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLogins(self, request, context):
+        """Lists the logins of a user that have not ended, newest first.
+
+        Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeLogin(self, request, context):
+        """Ends a login: its tokens are refused from the next call on, in every process.
+
+        Errors include: NOT_FOUND (also when it has ended already).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IntrospectToken(self, request, context):
+        """Tells whether a token or key of this tenant is valid now, and whose it is
+        (RFC 7662). Of any other it tells only that it is not active.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -278,6 +351,31 @@ def add_IdentityServiceServicer_to_server(servicer, server):
                     servicer.Login,
                     request_deserializer=hub_dot_v1_dot_identity__pb2.LoginRequest.FromString,
                     response_serializer=hub_dot_v1_dot_identity__pb2.LoginResponse.SerializeToString,
+            ),
+            'RefreshToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefreshToken,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.RefreshTokenRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.RefreshTokenResponse.SerializeToString,
+            ),
+            'Logout': grpc.unary_unary_rpc_method_handler(
+                    servicer.Logout,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.LogoutRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.LogoutResponse.SerializeToString,
+            ),
+            'ListLogins': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLogins,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.ListLoginsRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.ListLoginsResponse.SerializeToString,
+            ),
+            'RevokeLogin': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeLogin,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.RevokeLoginRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.RevokeLoginResponse.SerializeToString,
+            ),
+            'IntrospectToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.IntrospectToken,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.IntrospectTokenRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.IntrospectTokenResponse.SerializeToString,
             ),
             'GetUserConfig': grpc.unary_unary_rpc_method_handler(
                     servicer.GetUserConfig,
@@ -566,6 +664,141 @@ class IdentityService:
             '/hub.v1.IdentityService/Login',
             hub_dot_v1_dot_identity__pb2.LoginRequest.SerializeToString,
             hub_dot_v1_dot_identity__pb2.LoginResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefreshToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/RefreshToken',
+            hub_dot_v1_dot_identity__pb2.RefreshTokenRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.RefreshTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Logout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/Logout',
+            hub_dot_v1_dot_identity__pb2.LogoutRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.LogoutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLogins(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/ListLogins',
+            hub_dot_v1_dot_identity__pb2.ListLoginsRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.ListLoginsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeLogin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/RevokeLogin',
+            hub_dot_v1_dot_identity__pb2.RevokeLoginRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.RevokeLoginResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IntrospectToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/IntrospectToken',
+            hub_dot_v1_dot_identity__pb2.IntrospectTokenRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.IntrospectTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

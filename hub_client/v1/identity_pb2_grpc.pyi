@@ -87,13 +87,41 @@ class IdentityServiceStub:
     Errors include: NOT_FOUND.
     """
     Login: _grpc.UnaryUnaryMultiCallable[_identity_pb2.LoginRequest, _identity_pb2.LoginResponse]
-    """Exchanges an email and a password for a user token.
+    """Exchanges an email and a password for a user token and a refresh token.
 
     The tenant is the one of the service key the call presents; without a
     credential it is the tenant `default`. Unknown emails, wrong passwords and
     disabled users are answered alike, and each costs one password hash.
 
     Errors include: LOGIN_FAILED.
+    """
+    RefreshToken: _grpc.UnaryUnaryMultiCallable[_identity_pb2.RefreshTokenRequest, _identity_pb2.RefreshTokenResponse]
+    """Exchanges a refresh token for the next pair of tokens; the pair before is
+    void from then on.
+
+    A client that lost the answer presents the same refresh token again and gets
+    the same pair, as long as nobody used the newer one. A refresh token that is
+    older than that was stolen or copied: the login ends, with all its tokens.
+
+    Errors include: CREDENTIAL_INVALID.
+    """
+    Logout: _grpc.UnaryUnaryMultiCallable[_identity_pb2.LogoutRequest, _identity_pb2.LogoutResponse]
+    """Ends the login whose user token the call presents, or all logins of that
+    user. With a service key it is INVALID_FIELD: see RevokeLogin.
+    """
+    ListLogins: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListLoginsRequest, _identity_pb2.ListLoginsResponse]
+    """Lists the logins of a user that have not ended, newest first.
+
+    Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
+    """
+    RevokeLogin: _grpc.UnaryUnaryMultiCallable[_identity_pb2.RevokeLoginRequest, _identity_pb2.RevokeLoginResponse]
+    """Ends a login: its tokens are refused from the next call on, in every process.
+
+    Errors include: NOT_FOUND (also when it has ended already).
+    """
+    IntrospectToken: _grpc.UnaryUnaryMultiCallable[_identity_pb2.IntrospectTokenRequest, _identity_pb2.IntrospectTokenResponse]
+    """Tells whether a token or key of this tenant is valid now, and whose it is
+    (RFC 7662). Of any other it tells only that it is not active.
     """
     GetUserConfig: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetUserConfigRequest, _identity_pb2.GetUserConfigResponse]
     """Returns the configuration of a user.
@@ -165,13 +193,41 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     Errors include: NOT_FOUND.
     """
     Login: _aio.UnaryUnaryMultiCallable[_identity_pb2.LoginRequest, _identity_pb2.LoginResponse]  # type: ignore[assignment]
-    """Exchanges an email and a password for a user token.
+    """Exchanges an email and a password for a user token and a refresh token.
 
     The tenant is the one of the service key the call presents; without a
     credential it is the tenant `default`. Unknown emails, wrong passwords and
     disabled users are answered alike, and each costs one password hash.
 
     Errors include: LOGIN_FAILED.
+    """
+    RefreshToken: _aio.UnaryUnaryMultiCallable[_identity_pb2.RefreshTokenRequest, _identity_pb2.RefreshTokenResponse]  # type: ignore[assignment]
+    """Exchanges a refresh token for the next pair of tokens; the pair before is
+    void from then on.
+
+    A client that lost the answer presents the same refresh token again and gets
+    the same pair, as long as nobody used the newer one. A refresh token that is
+    older than that was stolen or copied: the login ends, with all its tokens.
+
+    Errors include: CREDENTIAL_INVALID.
+    """
+    Logout: _aio.UnaryUnaryMultiCallable[_identity_pb2.LogoutRequest, _identity_pb2.LogoutResponse]  # type: ignore[assignment]
+    """Ends the login whose user token the call presents, or all logins of that
+    user. With a service key it is INVALID_FIELD: see RevokeLogin.
+    """
+    ListLogins: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListLoginsRequest, _identity_pb2.ListLoginsResponse]  # type: ignore[assignment]
+    """Lists the logins of a user that have not ended, newest first.
+
+    Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
+    """
+    RevokeLogin: _aio.UnaryUnaryMultiCallable[_identity_pb2.RevokeLoginRequest, _identity_pb2.RevokeLoginResponse]  # type: ignore[assignment]
+    """Ends a login: its tokens are refused from the next call on, in every process.
+
+    Errors include: NOT_FOUND (also when it has ended already).
+    """
+    IntrospectToken: _aio.UnaryUnaryMultiCallable[_identity_pb2.IntrospectTokenRequest, _identity_pb2.IntrospectTokenResponse]  # type: ignore[assignment]
+    """Tells whether a token or key of this tenant is valid now, and whose it is
+    (RFC 7662). Of any other it tells only that it is not active.
     """
     GetUserConfig: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetUserConfigRequest, _identity_pb2.GetUserConfigResponse]  # type: ignore[assignment]
     """Returns the configuration of a user.
@@ -300,13 +356,71 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.LoginRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.LoginResponse, _abc.Awaitable[_identity_pb2.LoginResponse]]:
-        """Exchanges an email and a password for a user token.
+        """Exchanges an email and a password for a user token and a refresh token.
 
         The tenant is the one of the service key the call presents; without a
         credential it is the tenant `default`. Unknown emails, wrong passwords and
         disabled users are answered alike, and each costs one password hash.
 
         Errors include: LOGIN_FAILED.
+        """
+
+    @_abc_1.abstractmethod
+    def RefreshToken(
+        self,
+        request: _identity_pb2.RefreshTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.RefreshTokenResponse, _abc.Awaitable[_identity_pb2.RefreshTokenResponse]]:
+        """Exchanges a refresh token for the next pair of tokens; the pair before is
+        void from then on.
+
+        A client that lost the answer presents the same refresh token again and gets
+        the same pair, as long as nobody used the newer one. A refresh token that is
+        older than that was stolen or copied: the login ends, with all its tokens.
+
+        Errors include: CREDENTIAL_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def Logout(
+        self,
+        request: _identity_pb2.LogoutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.LogoutResponse, _abc.Awaitable[_identity_pb2.LogoutResponse]]:
+        """Ends the login whose user token the call presents, or all logins of that
+        user. With a service key it is INVALID_FIELD: see RevokeLogin.
+        """
+
+    @_abc_1.abstractmethod
+    def ListLogins(
+        self,
+        request: _identity_pb2.ListLoginsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ListLoginsResponse, _abc.Awaitable[_identity_pb2.ListLoginsResponse]]:
+        """Lists the logins of a user that have not ended, newest first.
+
+        Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeLogin(
+        self,
+        request: _identity_pb2.RevokeLoginRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.RevokeLoginResponse, _abc.Awaitable[_identity_pb2.RevokeLoginResponse]]:
+        """Ends a login: its tokens are refused from the next call on, in every process.
+
+        Errors include: NOT_FOUND (also when it has ended already).
+        """
+
+    @_abc_1.abstractmethod
+    def IntrospectToken(
+        self,
+        request: _identity_pb2.IntrospectTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.IntrospectTokenResponse, _abc.Awaitable[_identity_pb2.IntrospectTokenResponse]]:
+        """Tells whether a token or key of this tenant is valid now, and whose it is
+        (RFC 7662). Of any other it tells only that it is not active.
         """
 
     @_abc_1.abstractmethod

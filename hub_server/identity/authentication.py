@@ -16,7 +16,7 @@ from hub_server.identity.repository import SystemRepository
 from hub_server.identity.secrets import SERVICE_KEY, USER_TOKEN, Secret
 from hub_server.rows import Row
 
-_LEVELS: Final = {"service_key": Level.LEVEL_ADMIN, "user_token": Level.LEVEL_USER}
+LEVELS: Final = {"service_key": Level.LEVEL_ADMIN, "user_token": Level.LEVEL_USER}
 _MOST_TOGETHER: Final = 256
 
 
@@ -38,7 +38,7 @@ class Authenticator:
         row = await self._batcher.submit(Secret.of(text).hash)
         if row is None:
             raise HubError(Reason.REASON_CREDENTIAL_INVALID)
-        level = _LEVELS[row["kind"]]
+        level = LEVELS[row["kind"]]
         return Caller(row["tenant_id"], level, row["credential_id"], row["user_id"], deadline)
 
     async def close(self) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from hub_server.caller import Caller
 from hub_server.database import Database
+from hub_server.identity.logins import DEFAULT_TENANT
 from hub_server.identity.repository import IdentityRepository, SystemRepository
 from hub_server.identity.secrets import SERVICE_KEY, Secret
-from hub_server.identity.service import DEFAULT_TENANT
 from hub_server.ids import new_id
 
 

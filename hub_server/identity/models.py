@@ -23,6 +23,12 @@ users = tenant_table(
     timestamp("deleted_at"),
     sa.PrimaryKeyConstraint("tenant_id", "user_id"),
     sa.UniqueConstraint("tenant_id", "email_key"),
+    sa.Index(
+        "users_email_prefix",
+        "tenant_id",
+        "email_key",
+        postgresql_ops={"email_key": "text_pattern_ops"},
+    ),
     sa.ForeignKeyConstraint(["tenant_id"], ["tenants.tenant_id"]),
 )
 
@@ -51,9 +57,24 @@ credentials = tenant_table(
     sa.Column("secret_hash", sa.LargeBinary, nullable=False),
     timestamp("expires_at"),
     timestamp("revoked_at"),
+    # Of logins only; see hub_server.identity.refresh.
+    sa.Column("refresh_hash", sa.LargeBinary),
+    sa.Column("previous_hash", sa.LargeBinary),
+    sa.Column("reissue", sa.LargeBinary),
+    sa.Column("family_key", sa.LargeBinary),
+    timestamp("refreshed_at"),
+    timestamp("refresh_expires_at"),
     sa.PrimaryKeyConstraint("tenant_id", "credential_id"),
     sa.ForeignKeyConstraint(["tenant_id", "user_id"], ["users.tenant_id", "users.user_id"]),
     sa.Index("credentials_secret_hash", "secret_hash"),
+    sa.Index("credentials_credential_id", "credential_id"),
+    sa.Index(
+        "credentials_of_user",
+        "tenant_id",
+        "user_id",
+        "credential_id",
+        postgresql_where=sa.text("user_id IS NOT NULL"),
+    ),
 )
 
 # Secrets all hubs over one database share; they belong to no tenant.

@@ -36,6 +36,16 @@ _AUTHENTICATE: Final = sa.text(
 _TENANT_NAMED: Final = sa.text("SELECT hub_tenant_named(:name) AS tenant_id").columns(
     tenant_id=sa.Uuid(as_uuid=False)
 )
+_TENANT_OF_LOGIN: Final = sa.text("SELECT hub_tenant_of_login(:login) AS tenant_id").columns(
+    tenant_id=sa.Uuid(as_uuid=False)
+)
+_LOGIN: Final = (
+    credentials.c.credential_id,
+    credentials.c.user_id,
+    credentials.c.created_at,
+    credentials.c.refreshed_at,
+    credentials.c.refresh_expires_at,
+)
 
 
 class SystemRepository:
@@ -53,6 +63,11 @@ class SystemRepository:
     async def tenant_named(self, name: str) -> str | None:
         """Return the id of an active tenant, or None."""
         tenant: str | None = await self._connection.scalar(_TENANT_NAMED, {"name": name})
+        return tenant
+
+    async def tenant_of_login(self, login_id: str) -> str | None:
+        """Return the tenant in which a login was made, or None."""
+        tenant: str | None = await self._connection.scalar(_TENANT_OF_LOGIN, {"login": login_id})
         return tenant
 
     async def has_tenants(self) -> bool:
@@ -80,9 +95,11 @@ class IdentityRepository:
         added = await self._connection.execute(statement.returning(tenants.c.tenant_id))
         return added.first() is not None
 
-    async def add_credential(self, kind: str, secret_hash: bytes, **values: Any) -> str:
+    async def add_credential(
+        self, kind: str, secret_hash: bytes, credential_id: str | None = None, **values: Any
+    ) -> str:
         """Add a service key or user token; return its id."""
-        credential_id = new_id()
+        credential_id = credential_id or new_id()
         await self._connection.execute(
             sa.insert(credentials).values(
                 tenant_id=self._tenant_id,
@@ -93,6 +110,91 @@ class IdentityRepository:
             )
         )
         return credential_id
+
+    async def valid_credential(self, secret_hash: bytes) -> Row | None:
+        """Return the credential with this hash if a call with it would be let in, or None."""
+        expires_at = credentials.c.expires_at
+        query = (
+            sa.select(
+                credentials.c.credential_id, credentials.c.kind, credentials.c.user_id, expires_at
+            )
+            .outerjoin(users, _same_user(users, credentials))
+            .where(
+                credentials.c.tenant_id == self._tenant_id,
+                credentials.c.secret_hash == secret_hash,
+                credentials.c.revoked_at.is_(None),
+                expires_at.is_(None) | (expires_at > sa.func.clock_timestamp()),
+                credentials.c.user_id.is_(None)
+                | (users.c.is_active & users.c.deleted_at.is_(None)),
+            )
+        )
+        return (await self._connection.execute(query)).mappings().first()
+
+    async def lock_login(self, login_id: str) -> Row | None:
+        """Return a login that has not ended, of a user who may log in, and hold it; or None."""
+        query = (
+            sa.select(
+                *_LOGIN,
+                credentials.c.refresh_hash,
+                credentials.c.previous_hash,
+                credentials.c.reissue,
+                credentials.c.family_key,
+                credentials.c.expires_at,
+            )
+            .join(users, _same_user(users, credentials))
+            .where(
+                *self._living_logins(),
+                credentials.c.credential_id == login_id,
+                users.c.is_active,
+                users.c.deleted_at.is_(None),
+            )
+            .with_for_update(of=credentials)
+        )
+        return (await self._connection.execute(query)).mappings().first()
+
+    async def set_login(self, login_id: str, **values: Any) -> None:
+        """Change a login that ``lock_login`` holds."""
+        await self._connection.execute(
+            sa.update(credentials)
+            .where(
+                credentials.c.tenant_id == self._tenant_id,
+                credentials.c.credential_id == login_id,
+            )
+            .values(**values, updated_at=sa.func.clock_timestamp())
+        )
+
+    async def end_logins(self, user_id: str | None, login_id: str | None = None) -> int:
+        """End a user's logins, or the one named; ``user_id`` None = whoever's it is."""
+        statement = sa.update(credentials).where(*self._living_logins())
+        if user_id is not None:
+            statement = statement.where(credentials.c.user_id == user_id)
+        if login_id is not None:
+            statement = statement.where(credentials.c.credential_id == login_id)
+        now = sa.func.clock_timestamp()
+        ended = await self._connection.execute(
+            statement.values(revoked_at=now, updated_at=now).returning(credentials.c.credential_id)
+        )
+        return len(ended.all())
+
+    async def list_logins(self, user_id: str, page: Page) -> Sequence[Row]:
+        """Return a page of a user's living logins and one more, newest first.
+
+        One row with no credential_id stands for a user without logins; no row, for no user.
+        """
+        found = sa.select(*_LOGIN).where(
+            *self._living_logins(), credentials.c.user_id == users.c.user_id
+        )
+        if page.after:
+            found = found.where(credentials.c.credential_id < page.after)
+        found = found.order_by(credentials.c.credential_id.desc()).limit(page.size + 1)
+        rows = found.lateral("page")
+        query = (
+            sa.select(users.c.is_active.label("user_is_active"), rows)
+            .select_from(users.outerjoin(rows, sa.true()))
+            .where(*self._is(user_id))
+            .order_by(rows.c.credential_id.desc())
+        )
+        return (await self._connection.execute(query)).mappings().all()
 
     async def add_user(self, **values: Any) -> Row | None:
         """Add a user with a default configuration; None when the email is taken."""
@@ -190,6 +292,14 @@ class IdentityRepository:
             .returning(*_CONFIG)
         )
         return (await self._connection.execute(statement)).mappings().one()
+
+    def _living_logins(self) -> tuple[sa.ColumnElement[bool], ...]:
+        return (
+            credentials.c.tenant_id == self._tenant_id,
+            credentials.c.kind == "user_token",
+            credentials.c.revoked_at.is_(None),
+            credentials.c.refresh_expires_at > sa.func.clock_timestamp(),
+        )
 
     def _is(self, user_id: str) -> tuple[sa.ColumnElement[bool], ...]:
         return (*self._names(user_id), users.c.deleted_at.is_(None))

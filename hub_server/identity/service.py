@@ -8,7 +8,6 @@ import re
 import unicodedata
 import zoneinfo
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import idna
@@ -17,13 +16,11 @@ from hub_server.caller import Caller
 from hub_server.database import Database
 from hub_server.errors import HubError, Reason
 from hub_server.idempotency import NO_USER, Claims, Retry
-from hub_server.identity.repository import IdentityRepository, SystemRepository
-from hub_server.identity.secrets import USER_TOKEN, Secret
+from hub_server.identity.repository import IdentityRepository
 from hub_server.paging import Page, split
 from hub_server.passwords import Passwords
 from hub_server.rows import Row
 
-DEFAULT_TENANT: Final = "default"
 _LANGUAGE: Final = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "enable_multichat": True,
@@ -36,23 +33,13 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Login:
-    """A user token as it is shown once, when it ends, and whose it is."""
-
-    token: str
-    expires_at: dt.datetime
-    user: Row
-
-
 class IdentityService:
-    """Users, their configurations, and logins."""
+    """Users and their configurations."""
 
-    def __init__(self, database: Database, passwords: Passwords, token_ttl: dt.timedelta) -> None:
-        """``token_ttl`` is how long a user token is valid."""
+    def __init__(self, database: Database, passwords: Passwords) -> None:
+        """Keep users in the given database, their passwords hashed."""
         self._database = database
         self._passwords = passwords
-        self._token_ttl = token_ttl
 
     async def create_user(
         self, caller: Caller, retry: Retry, email: str, password: str | None, display_name: str
@@ -159,20 +146,6 @@ class IdentityService:
                 raise HubError(Reason.REASON_EMAIL_TAKEN)
             return changed
 
-    async def login(self, caller: Caller | None, email: str, password: str) -> Login:
-        """Exchange email and password for a token. Raises LOGIN_FAILED.
-
-        Whatever is wrong, one hash is computed, so that time tells nothing of the cause.
-        """
-        caller = caller or await self._default_tenant()
-        async with self._database.statement(caller) as connection:
-            repository = IdentityRepository(connection, caller.tenant_id)
-            row = await repository.login(email_key(email))
-        fits = await self._passwords.verify(password, None if row is None else row["password_hash"])
-        if row is None or not fits or not row["is_active"]:
-            raise HubError(Reason.REASON_LOGIN_FAILED)
-        return await self._issue(caller, row["user_id"])
-
     async def get_config(self, caller: Caller, user_id: str) -> Row:
         """Return a user's configuration. Raises NOT_FOUND."""
         async with self._database.statement(caller) as connection:
@@ -196,26 +169,6 @@ class IdentityService:
             if etag not in ("", config_etag(current)):
                 raise HubError(Reason.REASON_ETAG_MISMATCH)
             return await repository.set_config(user_id, values) if values else current
-
-    async def _default_tenant(self) -> Caller:
-        async with self._database.system() as connection:
-            tenant_id = await SystemRepository(connection).tenant_named(DEFAULT_TENANT)
-        if tenant_id is None:
-            raise HubError(Reason.REASON_CREDENTIAL_MISSING)
-        return Caller.hub(tenant_id)
-
-    async def _issue(self, caller: Caller, user_id: str) -> Login:
-        secret = Secret.new(USER_TOKEN)
-        expires_at = dt.datetime.now(dt.UTC) + self._token_ttl
-        async with self._database.transaction(caller) as connection:
-            repository = IdentityRepository(connection, caller.tenant_id)
-            user = await repository.touch_login(user_id)
-            if user is None:
-                raise HubError(Reason.REASON_LOGIN_FAILED)
-            await repository.add_credential(
-                "user_token", secret.hash, user_id=user_id, expires_at=expires_at
-            )
-        return Login(secret.text, expires_at, user)
 
 
 def email_key(email: str) -> str:

@@ -9,6 +9,8 @@ from hub_server.caller import Caller
 from hub_server.convert import timestamp_to_pb
 from hub_server.errors import HubError
 from hub_server.idempotency import retry_of
+from hub_server.identity.authentication import LEVELS
+from hub_server.identity.logins import Logins
 from hub_server.identity.service import IdentityService, config_etag, user_etag
 from hub_server.paging import PageTokens
 from hub_server.rows import Row
@@ -28,9 +30,10 @@ _USER_SETTABLE: Final = ("email", "display_name")
 class IdentityServicer:
     """Serves hub.v1.IdentityService."""
 
-    def __init__(self, service: IdentityService, pages: PageTokens) -> None:
+    def __init__(self, service: IdentityService, logins: Logins, pages: PageTokens) -> None:
         """Serve the given rules."""
         self._identity = service
+        self._logins = logins
         self._pages = pages
 
     async def CreateUser(
@@ -112,12 +115,65 @@ class IdentityServicer:
         return pb.UndeleteUserResponse(user=_user_to_pb(user))
 
     async def Login(self, request: pb.LoginRequest, caller: Caller | None) -> pb.LoginResponse:
-        """Exchange email and password for a token."""
-        login = await self._identity.login(caller, request.email, request.password)
+        """Exchange email and password for tokens."""
+        tokens, user = await self._logins.login(caller, request.email, request.password)
         return pb.LoginResponse(
-            token=login.token,
-            expires_at=timestamp_to_pb(login.expires_at),
-            user=_user_to_pb(login.user),
+            token=tokens.token,
+            expires_at=timestamp_to_pb(tokens.expires_at),
+            user=_user_to_pb(user),
+            refresh_token=tokens.refresh_token,
+            refresh_expires_at=timestamp_to_pb(tokens.refresh_expires_at),
+            login_id=tokens.login_id,
+        )
+
+    async def RefreshToken(
+        self, request: pb.RefreshTokenRequest, _: Caller | None
+    ) -> pb.RefreshTokenResponse:
+        """Exchange a refresh token for the next pair."""
+        tokens = await self._logins.refresh(request.refresh_token)
+        return pb.RefreshTokenResponse(
+            token=tokens.token,
+            expires_at=timestamp_to_pb(tokens.expires_at),
+            refresh_token=tokens.refresh_token,
+            refresh_expires_at=timestamp_to_pb(tokens.refresh_expires_at),
+        )
+
+    async def Logout(self, request: pb.LogoutRequest, caller: Caller) -> pb.LogoutResponse:
+        """End the caller's login, or all of his."""
+        return pb.LogoutResponse(ended=await self._logins.end(caller, every=request.all))
+
+    async def ListLogins(
+        self, request: pb.ListLoginsRequest, caller: Caller
+    ) -> pb.ListLoginsResponse:
+        """List logins."""
+        page = self._pages.read(caller, request, request.page_size, request.page_token)
+        user_id = caller.acting_for(request.user_id)
+        logins, after = await self._logins.list_logins(caller, user_id, page)
+        return pb.ListLoginsResponse(
+            logins=map(_login_to_pb, logins),
+            next_page_token=self._pages.next(caller, request, after),
+        )
+
+    async def RevokeLogin(
+        self, request: pb.RevokeLoginRequest, caller: Caller
+    ) -> pb.RevokeLoginResponse:
+        """End a login."""
+        await self._logins.revoke(caller, request.login_id)
+        return pb.RevokeLoginResponse()
+
+    async def IntrospectToken(
+        self, request: pb.IntrospectTokenRequest, caller: Caller
+    ) -> pb.IntrospectTokenResponse:
+        """Tell whether a token is valid."""
+        credential = await self._logins.introspect(caller, request.token)
+        if credential is None:
+            return pb.IntrospectTokenResponse(active=False)
+        return pb.IntrospectTokenResponse(
+            active=True,
+            credential_id=credential["credential_id"],
+            user_id=credential["user_id"],
+            level=LEVELS[credential["kind"]],
+            expires_at=timestamp_to_pb(credential["expires_at"]),
         )
 
     async def GetUserConfig(
@@ -179,6 +235,16 @@ def _user_to_pb(user: Row) -> pb.User:
         updated_at=timestamp_to_pb(user["updated_at"]),
         deleted_at=timestamp_to_pb(user["deleted_at"]),
         etag=user_etag(user),
+    )
+
+
+def _login_to_pb(login: Row) -> pb.Login:
+    return pb.Login(
+        login_id=login["credential_id"],
+        user_id=login["user_id"],
+        created_at=timestamp_to_pb(login["created_at"]),
+        refreshed_at=timestamp_to_pb(login["refreshed_at"]),
+        refresh_expires_at=timestamp_to_pb(login["refresh_expires_at"]),
     )
 
 

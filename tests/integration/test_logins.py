@@ -1,0 +1,174 @@
+"""Logins: refreshing, ending and looking into tokens, through a real channel."""
+
+import asyncio
+import base64
+
+import pytest
+
+from hub_client import AsyncHubClient
+from hub_client.errors import CredentialInvalidError, InvalidFieldError, NotFoundError
+from hub_client.v1 import (
+    IntrospectTokenRequest,
+    ListLoginsRequest,
+    LoginRequest,
+    LoginResponse,
+    LogoutRequest,
+    RefreshTokenRequest,
+    RefreshTokenResponse,
+    RevokeLoginRequest,
+    WhoAmIRequest,
+)
+from tests.support import Tenant
+
+PASSWORD = "a long enough password"
+EMAIL = "ann@example.org"
+
+
+async def log_in(tenant: Tenant) -> LoginResponse:
+    """Log the tenant's one user in, creating him the first time."""
+    login = LoginRequest(email=EMAIL, password=PASSWORD)
+    if not tenant.hub.sql("SELECT 1 FROM users WHERE tenant_id = %s", tenant.tenant_id):
+        await tenant.new_user(email=EMAIL, password=PASSWORD)
+    return await tenant.client.identity.login(login)
+
+
+def anonymous(tenant: Tenant) -> AsyncHubClient:
+    """Return a client without a credential, as one whose token has expired calls."""
+    return tenant.hub.client()
+
+
+async def refresh(tenant: Tenant, token: str) -> RefreshTokenResponse:
+    """Refresh as a client without a valid user token does."""
+    request = RefreshTokenRequest(refresh_token=token)
+    return await anonymous(tenant).identity.refresh_token(request)
+
+
+async def is_let_in(tenant: Tenant, token: str) -> bool:
+    """Tell whether a call with this user token is let in."""
+    try:
+        await tenant.hub.client(token).identity.who_am_i(WhoAmIRequest())
+    except CredentialInvalidError:
+        return False
+    return True
+
+
+async def test_a_refresh_replaces_both_tokens(tenant: Tenant) -> None:
+    """The new user token is valid, the one before is refused, and the login stays one."""
+    login = await log_in(tenant)
+    pair = await refresh(tenant, login.refresh_token)
+    assert await is_let_in(tenant, pair.token)
+    assert not await is_let_in(tenant, login.token)
+    again = await refresh(tenant, pair.refresh_token)
+    assert await is_let_in(tenant, again.token)
+    request = ListLoginsRequest(user_id=login.user.user_id)
+    listed = [one.login_id async for one in tenant.client.identity.list_logins(request)]
+    assert listed == [login.login_id]
+
+
+async def test_a_lost_refresh_can_be_asked_for_again(tenant: Tenant) -> None:
+    """The previous refresh token buys the current pair once more, and no further step."""
+    login = await log_in(tenant)
+    first = await refresh(tenant, login.refresh_token)
+    second = await refresh(tenant, login.refresh_token)
+    assert (second.token, second.refresh_token) == (first.token, first.refresh_token)
+    assert second.expires_at == first.expires_at
+
+
+async def test_64_parallel_refreshes_make_one_step(tenant: Tenant) -> None:
+    """Whoever races with one refresh token gets the same pair."""
+    login = await log_in(tenant)
+    pairs = await asyncio.gather(*(refresh(tenant, login.refresh_token) for _ in range(64)))
+    assert len({(pair.token, pair.refresh_token) for pair in pairs}) == 1
+
+
+async def test_an_old_refresh_token_ends_the_login_for_good(tenant: Tenant) -> None:
+    """A token older than the previous one is refused, and its login's newest pair with it."""
+    login = await log_in(tenant)
+    second = await refresh(tenant, login.refresh_token)
+    third = await refresh(tenant, second.refresh_token)
+    with pytest.raises(CredentialInvalidError):
+        await refresh(tenant, login.refresh_token)
+    assert not await is_let_in(tenant, third.token)
+    with pytest.raises(CredentialInvalidError):
+        await refresh(tenant, third.refresh_token)
+
+
+async def test_a_made_up_refresh_token_ends_nothing(tenant: Tenant) -> None:
+    """Who knows the id of a login, but none of its tokens, cannot end it."""
+    login = await log_in(tenant)
+    prefix, raw = login.refresh_token[:7], base64.urlsafe_b64decode(login.refresh_token[7:])
+    for place in (16, 40, 63):
+        forged = bytearray(raw)
+        forged[place] ^= 1
+        with pytest.raises(CredentialInvalidError):
+            await refresh(tenant, prefix + base64.urlsafe_b64encode(forged).decode())
+    for text in ("x", "hub_rt_", "hub_rt_é", login.refresh_token + "=", login.token):
+        with pytest.raises(CredentialInvalidError):
+            await refresh(tenant, text)
+    assert await is_let_in(tenant, login.token)
+
+
+async def test_no_token_stands_in_the_database(tenant: Tenant) -> None:
+    """What is stored of tokens opens nothing: no text and no random bytes of theirs."""
+    login = await log_in(tenant)
+    pair = await refresh(tenant, login.refresh_token)
+    rows = tenant.hub.sql(
+        "SELECT c::text FROM credentials c WHERE tenant_id = %s", tenant.tenant_id
+    )
+    stored = "".join(text for (text,) in rows)
+    for token in (login.token, login.refresh_token, pair.token, pair.refresh_token):
+        secret = base64.urlsafe_b64decode(token[7:] + "=" * (-len(token[7:]) % 4))[-48:][:32]
+        assert token not in stored
+        assert secret.hex() not in stored
+
+
+async def test_a_login_ends_when_its_user_says_so(tenant: Tenant) -> None:
+    """Logout ends one login or all; RevokeLogin another one; each acts on the next call."""
+    one, two, three = [await log_in(tenant) for _ in range(3)]
+    own = tenant.hub.client(one.token)
+    await own.identity.revoke_login(RevokeLoginRequest(login_id=two.login_id))
+    assert not await is_let_in(tenant, two.token)
+    with pytest.raises(CredentialInvalidError):
+        await refresh(tenant, two.refresh_token)
+    with pytest.raises(NotFoundError):
+        await own.identity.revoke_login(RevokeLoginRequest(login_id=two.login_id))
+    assert (await own.identity.logout(LogoutRequest())).ended == 1
+    assert not await is_let_in(tenant, one.token)
+    assert await is_let_in(tenant, three.token)
+    with pytest.raises(InvalidFieldError):
+        await tenant.client.identity.logout(LogoutRequest())
+
+
+async def test_logging_out_everywhere_ends_every_login(tenant: Tenant) -> None:
+    """Logout(all) ends all logins of the user."""
+    logins = [await log_in(tenant) for _ in range(3)]
+    own = tenant.hub.client(logins[0].token)
+    assert (await own.identity.logout(LogoutRequest(all=True))).ended == 3
+    assert [await is_let_in(tenant, login.token) for login in logins] == [False] * 3
+
+
+async def test_a_stranger_cannot_end_a_login(tenant: Tenant, other_tenant: Tenant) -> None:
+    """A login of another user or tenant is not found."""
+    login = await log_in(tenant)
+    await tenant.new_user(email="bob@example.org", password=PASSWORD)
+    request = LoginRequest(email="bob@example.org", password=PASSWORD)
+    bob = tenant.hub.client((await tenant.client.identity.login(request)).token)
+    for stranger in (bob, other_tenant.client):
+        with pytest.raises(NotFoundError):
+            await stranger.identity.revoke_login(RevokeLoginRequest(login_id=login.login_id))
+    assert await is_let_in(tenant, login.token)
+
+
+async def test_introspection_tells_what_a_call_would_meet(
+    tenant: Tenant, other_tenant: Tenant
+) -> None:
+    """A valid token is described; an ended, foreign or made-up one is merely not active."""
+    login = await log_in(tenant)
+    ask = IntrospectTokenRequest(token=login.token)
+    found = await tenant.client.identity.introspect_token(ask)
+    assert (found.active, found.user_id) == (True, login.user.user_id)
+    assert found.expires_at == login.expires_at
+    elsewhere = await other_tenant.client.identity.introspect_token(ask)
+    assert (elsewhere.active, elsewhere.user_id) == (False, "")
+    await tenant.hub.client(login.token).identity.logout(LogoutRequest())
+    assert not (await tenant.client.identity.introspect_token(ask)).active
