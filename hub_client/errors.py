@@ -117,6 +117,10 @@ class UnavailableError(HubError):
     """The hub or its database cannot be reached."""
 
 
+class PasswordRefusedError(HubError):
+    """The new password is too easily guessed."""
+
+
 class InternalError(HubError):
     """A fault of the hub; its log tells more under ``request_id``."""
 
@@ -140,6 +144,7 @@ _BY_REASON: Final[Mapping[str, type[HubError]]] = {
     "DEADLINE_EXCEEDED": DeadlineExceededError,
     "UNAVAILABLE": UnavailableError,
     "INTERNAL": InternalError,
+    "PASSWORD_REFUSED": PasswordRefusedError,
 }
 # What gRPC itself reports, without the hub having answered.
 _BY_CODE: Final[Mapping[grpc.StatusCode, type[HubError]]] = {

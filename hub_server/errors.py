@@ -75,6 +75,10 @@ _STATUS: Final[dict[int, tuple[grpc.StatusCode, str]]] = {
         grpc.StatusCode.UNAVAILABLE,
         "the hub cannot serve this now",
     ),
+    Reason.REASON_PASSWORD_REFUSED: (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "this password is too easily guessed",
+    ),
     Reason.REASON_INTERNAL: (grpc.StatusCode.INTERNAL, "internal error"),
 }
 

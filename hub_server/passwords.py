@@ -1,60 +1,101 @@
-"""Password hashes: bcrypt in a small pool of its own.
+"""Password hashes: bcrypt over a keyed digest, in a small pool of its own.
 
-bcrypt reads at most 72 bytes, so it is given the base64 of the password's SHA-384 (64 bytes, no
-NUL), as Django and OWASP's Password Storage Cheat Sheet advise; no password is cut short.
+bcrypt reads at most 72 bytes and stops at NUL, so it is given the base64 of
+HMAC-SHA-384(pepper, NFKC(password)): 64 bytes whatever was typed, as OWASP's Password Storage
+Cheat Sheet advises. The pepper is a key that is kept outside of Postgres: who has the table alone
+cannot even begin to guess.
+
+A stored hash reads ``hub1$<pepper>$<bcrypt hash>``, the pepper by its name. Plain bcrypt hashes
+(``$2b$…``), as other systems made them, are verified too, and replaced at the next login.
 """
 
 import base64
 import hashlib
+import hmac
 import unicodedata
+from collections.abc import Mapping
 from typing import Final
 
 import bcrypt
+from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
+from hub_server.errors import HubError, Reason
 from hub_server.workers import Workers
 
 ROUNDS: Final = 12
-_SCHEME: Final = "bcrypt-sha384"
+_SCHEME: Final = "hub1$"
+_PLAIN: Final = ("$2a$", "$2b$", "$2y$")
+_BCRYPT_BYTES: Final = 72
 _THREADS: Final = 2
 # At 0.3 s a hash, whoever comes last waits about 5 s.
 _MOST_WAITING: Final = 32
+# The 30,000 commonest of leaked passwords, as zxcvbn ships them.
+_COMMON: Final = frozenset(FREQUENCY_LISTS["passwords"])
 
 
 class Passwords:
     """Hashes and verifies passwords without holding up anything else."""
 
-    def __init__(self) -> None:
-        """Start the pool; ``close`` ends it."""
+    def __init__(self, peppers: Mapping[str, bytes]) -> None:
+        """Start the pool; ``close`` ends it.
+
+        ``peppers`` are keys by name; the first one is for new hashes, the others verify old ones.
+        """
+        self._peppers = peppers
+        self._current = next(iter(peppers))
         self._workers = Workers("bcrypt", threads=_THREADS, most_waiting=_MOST_WAITING)
         # Verified in place of a hash that does not exist: every login costs one hash.
-        self._nobody = _hash("")
+        self._nobody = self._hash("")
 
     async def hash(self, password: str) -> str:
         """Return the hash to store. Raises OVERLOADED when too many wait."""
-        return await self._workers.run(lambda: _hash(password))
+        return await self._workers.run(lambda: self._hash(password))
 
     async def verify(self, password: str, stored: str | None) -> bool:
         """Tell whether the password fits; None stands for a user who has none.
 
         Takes one hash whatever is stored. Raises OVERLOADED when too many wait.
         """
-        fits = await self._workers.run(lambda: _verify(password, stored or self._nobody))
+        fits = await self._workers.run(lambda: self._verify(password, stored or self._nobody))
         return fits and stored is not None
+
+    def is_outdated(self, stored: str) -> bool:
+        """Tell whether a hash was made with another scheme, pepper or cost than new ones are."""
+        return not stored.startswith(f"{_SCHEME}{self._current}$2b${ROUNDS}$")
 
     def close(self) -> None:
         """End the pool."""
         self._workers.close()
 
+    def _hash(self, password: str) -> str:
+        digest = _digest(self._peppers[self._current], password)
+        hashed = bcrypt.hashpw(digest, bcrypt.gensalt(ROUNDS)).decode()
+        return f"{_SCHEME}{self._current}{hashed}"
 
-def _hash(password: str) -> str:
-    hashed = bcrypt.hashpw(_digest(password), bcrypt.gensalt(ROUNDS)).decode()
-    return f"{_SCHEME}{hashed}"
+    def _verify(self, password: str, stored: str) -> bool:
+        if stored.startswith(_PLAIN):
+            plain = password.encode()
+            # Longer ones could not have been hashed whole, and bcrypt 5 refuses them.
+            fits = bcrypt.checkpw(plain[:_BCRYPT_BYTES], stored.encode())
+            return fits and len(plain) <= _BCRYPT_BYTES
+        pepper, _, hashed = stored.removeprefix(_SCHEME).partition("$")
+        key = self._peppers.get(pepper)
+        fits = bcrypt.checkpw(_digest(key or b"", password), f"${hashed}".encode())
+        return fits and key is not None
 
 
-def _verify(password: str, stored: str) -> bool:
-    return bcrypt.checkpw(_digest(password), stored.removeprefix(_SCHEME).encode())
+def check_new(password: str, email: str) -> None:
+    """Refuse what guessers try first. Raises PASSWORD_REFUSED.
+
+    There are no rules of composition; NIST SP 800-63B-4 advises against them. The least and the
+    greatest length are the contract's.
+    """
+    folded = unicodedata.normalize("NFKC", password).casefold()
+    own = email.casefold()
+    if folded in _COMMON or folded in (own, own.partition("@")[0]):
+        raise HubError(Reason.REASON_PASSWORD_REFUSED)
 
 
-def _digest(password: str) -> bytes:
+def _digest(pepper: bytes, password: str) -> bytes:
     normal = unicodedata.normalize("NFKC", password).encode()
-    return base64.b64encode(hashlib.sha384(normal).digest())
+    return base64.b64encode(hmac.digest(pepper, normal, hashlib.sha384))

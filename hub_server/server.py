@@ -20,7 +20,7 @@ from hub_server.chat.servicer import ChatServicer
 from hub_server.database import Database
 from hub_server.embedding import Embedder, load_embedder
 from hub_server.identity.authentication import Authenticator
-from hub_server.identity.first_start import ensure_default_tenant, shared_key
+from hub_server.identity.first_start import ensure_default_tenant, read_peppers, shared_key
 from hub_server.identity.logins import Logins
 from hub_server.identity.service import IdentityService
 from hub_server.identity.servicer import IdentityServicer
@@ -85,7 +85,8 @@ async def _compose(
 ) -> tuple[dict[str, object], Ingestion]:
     """Build the servicers, by room, and the ingestion that works for them."""
     pages = PageTokens(await shared_key(database, "page_token"))
-    passwords = await asyncio.to_thread(Passwords)
+    peppers = read_peppers(settings)
+    passwords = await asyncio.to_thread(Passwords, peppers)
     views = Views(
         exact_max_bytes=int(settings.exact_max_mb * _MEBIBYTE),
         memory_bytes=settings.view_memory_mb * _MEBIBYTE,

@@ -52,6 +52,10 @@ class Settings(BaseSettings):
     )
     pool_size: int = Field(default=10, ge=1, le=200, description="Postgres connections for calls.")
 
+    pepper: SecretStr | None = Field(
+        default=None,
+        description="Keys of password hashes as name:key, newest first, separated by commas.",
+    )
     embedding: Literal["minilm", "wordllama"] = Field(
         default="minilm", description="Embedding model."
     )

@@ -27,6 +27,12 @@ from hub_client.v1.chat_pb2 import (
 from hub_client.v1.identity_pb2 import (
     ActivateUserRequest,
     ActivateUserResponse,
+    ChangePasswordRequest,
+    ChangePasswordResponse,
+    ConfirmPasswordResetRequest,
+    ConfirmPasswordResetResponse,
+    CreatePasswordResetRequest,
+    CreatePasswordResetResponse,
     CreateUserRequest,
     CreateUserResponse,
     DeactivateUserRequest,
@@ -274,7 +280,7 @@ class IdentityClient:
     ) -> CreateUserResponse:
         """Creates a user with a default configuration.
 
-        Errors include: EMAIL_TAKEN, REQUEST_ID_REUSED.
+        Errors include: EMAIL_TAKEN, PASSWORD_REFUSED, REQUEST_ID_REUSED.
         """
         return self._transport.call(
             "/hub.v1.IdentityService/CreateUser", request, CreateUserResponse, timeout
@@ -435,6 +441,49 @@ class IdentityClient:
             "/hub.v1.IdentityService/IntrospectToken", request, IntrospectTokenResponse, timeout
         )
 
+    def change_password(
+        self, request: ChangePasswordRequest, *, timeout: float | None = None
+    ) -> ChangePasswordResponse:
+        """Changes the password of a user who knows the old one. His other logins end.
+
+        Errors include: NOT_FOUND, LOGIN_FAILED (the old password is wrong),
+        PASSWORD_REFUSED.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/ChangePassword", request, ChangePasswordResponse, timeout
+        )
+
+    def create_password_reset(
+        self, request: CreatePasswordResetRequest, *, timeout: float | None = None
+    ) -> CreatePasswordResetResponse:
+        """Makes a one-time token with which a user who forgot his password sets a new
+        one. The hub sends no mail: the caller brings the token to the user. A newer
+        token voids the one before.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/CreatePasswordReset",
+            request,
+            CreatePasswordResetResponse,
+            timeout,
+        )
+
+    def confirm_password_reset(
+        self, request: ConfirmPasswordResetRequest, *, timeout: float | None = None
+    ) -> ConfirmPasswordResetResponse:
+        """Sets a new password with a token of CreatePasswordReset. All logins of the
+        user end, and the token is spent.
+
+        Errors include: CREDENTIAL_INVALID (the token), PASSWORD_REFUSED.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/ConfirmPasswordReset",
+            request,
+            ConfirmPasswordResetResponse,
+            timeout,
+        )
+
     def get_user_config(
         self, request: GetUserConfigRequest, *, timeout: float | None = None
     ) -> GetUserConfigResponse:
@@ -476,7 +525,7 @@ class AsyncIdentityClient:
     ) -> CreateUserResponse:
         """Creates a user with a default configuration.
 
-        Errors include: EMAIL_TAKEN, REQUEST_ID_REUSED.
+        Errors include: EMAIL_TAKEN, PASSWORD_REFUSED, REQUEST_ID_REUSED.
         """
         return await self._transport.call(
             "/hub.v1.IdentityService/CreateUser", request, CreateUserResponse, timeout
@@ -641,6 +690,49 @@ class AsyncIdentityClient:
         """
         return await self._transport.call(
             "/hub.v1.IdentityService/IntrospectToken", request, IntrospectTokenResponse, timeout
+        )
+
+    async def change_password(
+        self, request: ChangePasswordRequest, *, timeout: float | None = None
+    ) -> ChangePasswordResponse:
+        """Changes the password of a user who knows the old one. His other logins end.
+
+        Errors include: NOT_FOUND, LOGIN_FAILED (the old password is wrong),
+        PASSWORD_REFUSED.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/ChangePassword", request, ChangePasswordResponse, timeout
+        )
+
+    async def create_password_reset(
+        self, request: CreatePasswordResetRequest, *, timeout: float | None = None
+    ) -> CreatePasswordResetResponse:
+        """Makes a one-time token with which a user who forgot his password sets a new
+        one. The hub sends no mail: the caller brings the token to the user. A newer
+        token voids the one before.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/CreatePasswordReset",
+            request,
+            CreatePasswordResetResponse,
+            timeout,
+        )
+
+    async def confirm_password_reset(
+        self, request: ConfirmPasswordResetRequest, *, timeout: float | None = None
+    ) -> ConfirmPasswordResetResponse:
+        """Sets a new password with a token of CreatePasswordReset. All logins of the
+        user end, and the token is spent.
+
+        Errors include: CREDENTIAL_INVALID (the token), PASSWORD_REFUSED.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/ConfirmPasswordReset",
+            request,
+            ConfirmPasswordResetResponse,
+            timeout,
         )
 
     async def get_user_config(

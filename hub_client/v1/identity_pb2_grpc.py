@@ -115,6 +115,21 @@ class IdentityServiceStub:
                 request_serializer=hub_dot_v1_dot_identity__pb2.IntrospectTokenRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_identity__pb2.IntrospectTokenResponse.FromString,
                 _registered_method=True)
+        self.ChangePassword = channel.unary_unary(
+                '/hub.v1.IdentityService/ChangePassword',
+                request_serializer=hub_dot_v1_dot_identity__pb2.ChangePasswordRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.ChangePasswordResponse.FromString,
+                _registered_method=True)
+        self.CreatePasswordReset = channel.unary_unary(
+                '/hub.v1.IdentityService/CreatePasswordReset',
+                request_serializer=hub_dot_v1_dot_identity__pb2.CreatePasswordResetRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.CreatePasswordResetResponse.FromString,
+                _registered_method=True)
+        self.ConfirmPasswordReset = channel.unary_unary(
+                '/hub.v1.IdentityService/ConfirmPasswordReset',
+                request_serializer=hub_dot_v1_dot_identity__pb2.ConfirmPasswordResetRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.ConfirmPasswordResetResponse.FromString,
+                _registered_method=True)
         self.GetUserConfig = channel.unary_unary(
                 '/hub.v1.IdentityService/GetUserConfig',
                 request_serializer=hub_dot_v1_dot_identity__pb2.GetUserConfigRequest.SerializeToString,
@@ -139,7 +154,7 @@ class IdentityServiceServicer:
     def CreateUser(self, request, context):
         """Creates a user with a default configuration.
 
-        Errors include: EMAIL_TAKEN, REQUEST_ID_REUSED.
+        Errors include: EMAIL_TAKEN, PASSWORD_REFUSED, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -281,6 +296,37 @@ class IdentityServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ChangePassword(self, request, context):
+        """Changes the password of a user who knows the old one. His other logins end.
+
+        Errors include: NOT_FOUND, LOGIN_FAILED (the old password is wrong),
+        PASSWORD_REFUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreatePasswordReset(self, request, context):
+        """Makes a one-time token with which a user who forgot his password sets a new
+        one. The hub sends no mail: the caller brings the token to the user. A newer
+        token voids the one before.
+
+        Errors include: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmPasswordReset(self, request, context):
+        """Sets a new password with a token of CreatePasswordReset. All logins of the
+        user end, and the token is spent.
+
+        Errors include: CREDENTIAL_INVALID (the token), PASSWORD_REFUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetUserConfig(self, request, context):
         """Returns the configuration of a user.
 
@@ -376,6 +422,21 @@ def add_IdentityServiceServicer_to_server(servicer, server):
                     servicer.IntrospectToken,
                     request_deserializer=hub_dot_v1_dot_identity__pb2.IntrospectTokenRequest.FromString,
                     response_serializer=hub_dot_v1_dot_identity__pb2.IntrospectTokenResponse.SerializeToString,
+            ),
+            'ChangePassword': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangePassword,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.ChangePasswordRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.ChangePasswordResponse.SerializeToString,
+            ),
+            'CreatePasswordReset': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreatePasswordReset,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.CreatePasswordResetRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.CreatePasswordResetResponse.SerializeToString,
+            ),
+            'ConfirmPasswordReset': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmPasswordReset,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.ConfirmPasswordResetRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.ConfirmPasswordResetResponse.SerializeToString,
             ),
             'GetUserConfig': grpc.unary_unary_rpc_method_handler(
                     servicer.GetUserConfig,
@@ -799,6 +860,87 @@ class IdentityService:
             '/hub.v1.IdentityService/IntrospectToken',
             hub_dot_v1_dot_identity__pb2.IntrospectTokenRequest.SerializeToString,
             hub_dot_v1_dot_identity__pb2.IntrospectTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangePassword(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/ChangePassword',
+            hub_dot_v1_dot_identity__pb2.ChangePasswordRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.ChangePasswordResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreatePasswordReset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/CreatePasswordReset',
+            hub_dot_v1_dot_identity__pb2.CreatePasswordResetRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.CreatePasswordResetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmPasswordReset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/ConfirmPasswordReset',
+            hub_dot_v1_dot_identity__pb2.ConfirmPasswordResetRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.ConfirmPasswordResetResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,7 +42,7 @@ class IdentityServiceStub:
     CreateUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreateUserRequest, _identity_pb2.CreateUserResponse]
     """Creates a user with a default configuration.
 
-    Errors include: EMAIL_TAKEN, REQUEST_ID_REUSED.
+    Errors include: EMAIL_TAKEN, PASSWORD_REFUSED, REQUEST_ID_REUSED.
     """
     GetUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetUserRequest, _identity_pb2.GetUserResponse]
     """Returns one user.
@@ -123,6 +123,25 @@ class IdentityServiceStub:
     """Tells whether a token or key of this tenant is valid now, and whose it is
     (RFC 7662). Of any other it tells only that it is not active.
     """
+    ChangePassword: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ChangePasswordRequest, _identity_pb2.ChangePasswordResponse]
+    """Changes the password of a user who knows the old one. His other logins end.
+
+    Errors include: NOT_FOUND, LOGIN_FAILED (the old password is wrong),
+    PASSWORD_REFUSED.
+    """
+    CreatePasswordReset: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreatePasswordResetRequest, _identity_pb2.CreatePasswordResetResponse]
+    """Makes a one-time token with which a user who forgot his password sets a new
+    one. The hub sends no mail: the caller brings the token to the user. A newer
+    token voids the one before.
+
+    Errors include: NOT_FOUND.
+    """
+    ConfirmPasswordReset: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ConfirmPasswordResetRequest, _identity_pb2.ConfirmPasswordResetResponse]
+    """Sets a new password with a token of CreatePasswordReset. All logins of the
+    user end, and the token is spent.
+
+    Errors include: CREDENTIAL_INVALID (the token), PASSWORD_REFUSED.
+    """
     GetUserConfig: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetUserConfigRequest, _identity_pb2.GetUserConfigResponse]
     """Returns the configuration of a user.
 
@@ -148,7 +167,7 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     CreateUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreateUserRequest, _identity_pb2.CreateUserResponse]  # type: ignore[assignment]
     """Creates a user with a default configuration.
 
-    Errors include: EMAIL_TAKEN, REQUEST_ID_REUSED.
+    Errors include: EMAIL_TAKEN, PASSWORD_REFUSED, REQUEST_ID_REUSED.
     """
     GetUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetUserRequest, _identity_pb2.GetUserResponse]  # type: ignore[assignment]
     """Returns one user.
@@ -229,6 +248,25 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     """Tells whether a token or key of this tenant is valid now, and whose it is
     (RFC 7662). Of any other it tells only that it is not active.
     """
+    ChangePassword: _aio.UnaryUnaryMultiCallable[_identity_pb2.ChangePasswordRequest, _identity_pb2.ChangePasswordResponse]  # type: ignore[assignment]
+    """Changes the password of a user who knows the old one. His other logins end.
+
+    Errors include: NOT_FOUND, LOGIN_FAILED (the old password is wrong),
+    PASSWORD_REFUSED.
+    """
+    CreatePasswordReset: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreatePasswordResetRequest, _identity_pb2.CreatePasswordResetResponse]  # type: ignore[assignment]
+    """Makes a one-time token with which a user who forgot his password sets a new
+    one. The hub sends no mail: the caller brings the token to the user. A newer
+    token voids the one before.
+
+    Errors include: NOT_FOUND.
+    """
+    ConfirmPasswordReset: _aio.UnaryUnaryMultiCallable[_identity_pb2.ConfirmPasswordResetRequest, _identity_pb2.ConfirmPasswordResetResponse]  # type: ignore[assignment]
+    """Sets a new password with a token of CreatePasswordReset. All logins of the
+    user end, and the token is spent.
+
+    Errors include: CREDENTIAL_INVALID (the token), PASSWORD_REFUSED.
+    """
     GetUserConfig: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetUserConfigRequest, _identity_pb2.GetUserConfigResponse]  # type: ignore[assignment]
     """Returns the configuration of a user.
 
@@ -257,7 +295,7 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_identity_pb2.CreateUserResponse, _abc.Awaitable[_identity_pb2.CreateUserResponse]]:
         """Creates a user with a default configuration.
 
-        Errors include: EMAIL_TAKEN, REQUEST_ID_REUSED.
+        Errors include: EMAIL_TAKEN, PASSWORD_REFUSED, REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
@@ -421,6 +459,43 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_identity_pb2.IntrospectTokenResponse, _abc.Awaitable[_identity_pb2.IntrospectTokenResponse]]:
         """Tells whether a token or key of this tenant is valid now, and whose it is
         (RFC 7662). Of any other it tells only that it is not active.
+        """
+
+    @_abc_1.abstractmethod
+    def ChangePassword(
+        self,
+        request: _identity_pb2.ChangePasswordRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ChangePasswordResponse, _abc.Awaitable[_identity_pb2.ChangePasswordResponse]]:
+        """Changes the password of a user who knows the old one. His other logins end.
+
+        Errors include: NOT_FOUND, LOGIN_FAILED (the old password is wrong),
+        PASSWORD_REFUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def CreatePasswordReset(
+        self,
+        request: _identity_pb2.CreatePasswordResetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.CreatePasswordResetResponse, _abc.Awaitable[_identity_pb2.CreatePasswordResetResponse]]:
+        """Makes a one-time token with which a user who forgot his password sets a new
+        one. The hub sends no mail: the caller brings the token to the user. A newer
+        token voids the one before.
+
+        Errors include: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ConfirmPasswordReset(
+        self,
+        request: _identity_pb2.ConfirmPasswordResetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ConfirmPasswordResetResponse, _abc.Awaitable[_identity_pb2.ConfirmPasswordResetResponse]]:
+        """Sets a new password with a token of CreatePasswordReset. All logins of the
+        user end, and the token is spent.
+
+        Errors include: CREDENTIAL_INVALID (the token), PASSWORD_REFUSED.
         """
 
     @_abc_1.abstractmethod

@@ -139,6 +139,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A fault of the hub. INTERNAL. The metadata bears the `request_id` of the
     call, under which the hub's log tells more.
     """
+    REASON_PASSWORD_REFUSED: _Reason.ValueType  # 19
+    """The new password is among the commonest, or is the user's own email.
+    INVALID_ARGUMENT. Example: CreateUser with `password123`.
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused: `google.rpc.ErrorInfo.reason`, without the prefix
@@ -221,6 +225,10 @@ RetryInfo. Example: a call while Postgres restarts.
 REASON_INTERNAL: Reason.ValueType  # 18
 """A fault of the hub. INTERNAL. The metadata bears the `request_id` of the
 call, under which the hub's log tells more.
+"""
+REASON_PASSWORD_REFUSED: Reason.ValueType  # 19
+"""The new password is among the commonest, or is the user's own email.
+INVALID_ARGUMENT. Example: CreateUser with `password123`.
 """
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 

@@ -1,8 +1,12 @@
 """The first start in an empty database: the tenant ``default`` and a service key for it."""
 
 import os
+import re
+import secrets
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from hub_server.caller import Caller
 from hub_server.database import Database
@@ -10,6 +14,9 @@ from hub_server.identity.logins import DEFAULT_TENANT
 from hub_server.identity.repository import IdentityRepository, SystemRepository
 from hub_server.identity.secrets import SERVICE_KEY, Secret
 from hub_server.ids import new_id
+from hub_server.settings import Settings
+
+_NAME: Final = re.compile(r"[a-z0-9]{1,16}")
 
 
 async def ensure_default_tenant(database: Database, key_file: Path) -> bool:
@@ -36,6 +43,27 @@ async def shared_key(database: Database, name: str) -> bytes:
     """Return a secret that all hubs over this database share, such as ``page_token``."""
     async with database.system() as connection:
         return await SystemRepository(connection).key(name)
+
+
+def read_peppers(settings: Settings) -> Mapping[str, bytes]:
+    """Return the keys of password hashes by name, the one for new hashes first.
+
+    They are HUB_PEPPER's. Without it, a hub on its own Postgres keeps one in its data directory,
+    made when it is missing; over a given Postgres there is none, since all hubs over it would have
+    to know it. Raises ValueError when HUB_PEPPER is malformed.
+    """
+    if settings.pepper is not None:
+        pairs = [pair.partition(":") for pair in settings.pepper.get_secret_value().split(",")]
+        if not all(_NAME.fullmatch(name) and key for name, _, key in pairs):
+            message = "HUB_PEPPER must be name:key, or several of these separated by commas"
+            raise ValueError(message)
+        return {name: key.encode() for name, _, key in pairs}
+    if settings.database_url is not None:
+        return {"none": b""}
+    file = settings.data_dir / "pepper"
+    if not file.exists():
+        _write_private(file, secrets.token_hex(32))
+    return {"file": file.read_bytes()}
 
 
 def _write_private(path: Path, text: str) -> None:

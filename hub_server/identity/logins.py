@@ -12,14 +12,15 @@ from hub_server.errors import HubError, Reason
 from hub_server.identity import refresh
 from hub_server.identity.refresh import RefreshToken
 from hub_server.identity.repository import IdentityRepository, SystemRepository
-from hub_server.identity.secrets import Secret
+from hub_server.identity.secrets import PASSWORD_RESET, Secret
 from hub_server.identity.service import email_key
 from hub_server.ids import new_id
 from hub_server.paging import Page, split
-from hub_server.passwords import Passwords
+from hub_server.passwords import Passwords, check_new
 from hub_server.rows import Row, active_user
 
 DEFAULT_TENANT: Final = "default"
+_RESET_TTL: Final = dt.timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,68 @@ class Logins:
         fits = await self._passwords.verify(password, stored)
         if row is None or not fits or not row["is_active"]:
             raise HubError(Reason.REASON_LOGIN_FAILED)
+        if self._passwords.is_outdated(row["password_hash"]):
+            await self._rehash(caller, row, password)
         return await self._begin(caller, row["user_id"])
+
+    async def change_password(self, caller: Caller, user_id: str, old: str, new: str) -> int:
+        """Change a password that is known; return how many other logins ended.
+
+        Raises NOT_FOUND, LOGIN_FAILED or PASSWORD_REFUSED.
+        """
+        async with self._database.statement(caller) as connection:
+            row = await IdentityRepository(connection, caller.tenant_id).passwords(user_id)
+        if row is None:
+            raise HubError(Reason.REASON_NOT_FOUND, resource="user")
+        if not await self._passwords.verify(old, row["password_hash"]):
+            raise HubError(Reason.REASON_LOGIN_FAILED)
+        check_new(new, row["email"])
+        hashed = await self._passwords.hash(new)
+        async with self._database.transaction(caller) as connection:
+            repository = IdentityRepository(connection, caller.tenant_id)
+            if not await repository.set_password(user_id, row["password_hash"], hashed):
+                raise HubError(Reason.REASON_LOGIN_FAILED)
+            await repository.end_resets(user_id)
+            return await repository.end_logins(user_id, but=caller.credential_id)
+
+    async def create_reset(self, caller: Caller, user_id: str) -> tuple[str, dt.datetime]:
+        """Make a one-time token for a new password; return it and its end. Raises NOT_FOUND."""
+        secret, expires_at = Secret.new(PASSWORD_RESET), dt.datetime.now(dt.UTC) + _RESET_TTL
+        async with self._database.transaction(caller) as connection:
+            repository = IdentityRepository(connection, caller.tenant_id)
+            if await repository.user(user_id) is None:
+                raise HubError(Reason.REASON_NOT_FOUND, resource="user")
+            await repository.end_resets(user_id)
+            await repository.add_credential(
+                "password_reset", secret.hash, user_id=user_id, expires_at=expires_at
+            )
+        return secret.text, expires_at
+
+    async def confirm_reset(self, text: str, new: str) -> int:
+        """Set a new password by a reset token; return how many logins ended.
+
+        Raises CREDENTIAL_INVALID or PASSWORD_REFUSED; a refused password does not spend the token.
+        """
+        secret = Secret.of(text)
+        async with self._database.system() as connection:
+            found = await SystemRepository(connection).authenticate([secret.hash])
+        if not found or found[0]["kind"] != "password_reset":
+            raise HubError(Reason.REASON_CREDENTIAL_INVALID)
+        caller, user_id = Caller.hub(found[0]["tenant_id"]), found[0]["user_id"]
+        async with self._database.statement(caller) as connection:
+            row = await IdentityRepository(connection, caller.tenant_id).passwords(user_id)
+        if row is None:
+            raise HubError(Reason.REASON_CREDENTIAL_INVALID)
+        check_new(new, row["email"])
+        hashed = await self._passwords.hash(new)
+        async with self._database.transaction(caller) as connection:
+            repository = IdentityRepository(connection, caller.tenant_id)
+            spent = await repository.end_resets(user_id, secret.hash)
+            if not spent or not await repository.set_password(
+                user_id, row["password_hash"], hashed
+            ):
+                raise HubError(Reason.REASON_CREDENTIAL_INVALID)
+            return await repository.end_logins(user_id)
 
     async def refresh(self, text: str) -> Tokens:
         """Exchange a refresh token for the next pair. Raises CREDENTIAL_INVALID.
@@ -123,6 +185,13 @@ class Logins:
         if tenant_id is None:
             raise HubError(Reason.REASON_CREDENTIAL_MISSING)
         return Caller.hub(tenant_id)
+
+    async def _rehash(self, caller: Caller, user: Row, password: str) -> None:
+        """Replace an outdated hash; a password that was changed meanwhile stays as it is."""
+        hashed = await self._passwords.hash(password)
+        async with self._database.statement(caller) as connection:
+            repository = IdentityRepository(connection, caller.tenant_id)
+            await repository.set_password(user["user_id"], user["password_hash"], hashed)
 
     async def _begin(self, caller: Caller, user_id: str) -> tuple[Tokens, Row]:
         login_id, family_key, pair = new_id(), secrets.token_bytes(32), refresh.new_pair()

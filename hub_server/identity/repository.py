@@ -163,13 +163,20 @@ class IdentityRepository:
             .values(**values, updated_at=sa.func.clock_timestamp())
         )
 
-    async def end_logins(self, user_id: str | None, login_id: str | None = None) -> int:
-        """End a user's logins, or the one named; ``user_id`` None = whoever's it is."""
+    async def end_logins(
+        self, user_id: str | None, login_id: str | None = None, *, but: str | None = None
+    ) -> int:
+        """End a user's logins, or the one named; ``user_id`` None = whoever's it is.
+
+        The login ``but`` goes on.
+        """
         statement = sa.update(credentials).where(*self._living_logins())
         if user_id is not None:
             statement = statement.where(credentials.c.user_id == user_id)
         if login_id is not None:
             statement = statement.where(credentials.c.credential_id == login_id)
+        if but is not None:
+            statement = statement.where(credentials.c.credential_id != but)
         now = sa.func.clock_timestamp()
         ended = await self._connection.execute(
             statement.values(revoked_at=now, updated_at=now).returning(credentials.c.credential_id)
@@ -261,6 +268,37 @@ class IdentityRepository:
             users.c.deleted_at.is_(None),
         )
         return (await self._connection.execute(query)).mappings().first()
+
+    async def passwords(self, user_id: str) -> Row | None:
+        """Return a user's email and password hash, or None."""
+        query = sa.select(users.c.email, users.c.password_hash).where(*self._is(user_id))
+        return (await self._connection.execute(query)).mappings().first()
+
+    async def set_password(self, user_id: str, old_hash: str | None, new_hash: str) -> bool:
+        """Replace a hash, unless it is no longer the old one; tell whether it was."""
+        statement = (
+            sa.update(users)
+            .where(*self._is(user_id), users.c.password_hash.is_not_distinct_from(old_hash))
+            .values(password_hash=new_hash, updated_at=sa.func.clock_timestamp())
+            .returning(users.c.user_id)
+        )
+        return (await self._connection.execute(statement)).first() is not None
+
+    async def end_resets(self, user_id: str, secret_hash: bytes | None = None) -> bool:
+        """Void the password resets of a user, or the one named; tell whether there was any."""
+        statement = sa.update(credentials).where(
+            credentials.c.tenant_id == self._tenant_id,
+            credentials.c.user_id == user_id,
+            credentials.c.kind == "password_reset",
+            credentials.c.revoked_at.is_(None),
+        )
+        if secret_hash is not None:
+            statement = statement.where(credentials.c.secret_hash == secret_hash)
+        now = sa.func.clock_timestamp()
+        ended = await self._connection.execute(
+            statement.values(revoked_at=now, updated_at=now).returning(credentials.c.credential_id)
+        )
+        return ended.first() is not None
 
     async def touch_login(self, user_id: str) -> Row | None:
         """Note that a user logged in; return the user, or None when disabled meanwhile."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 SERVICE_KEY: Final = "hub_sk_"
+PASSWORD_RESET: Final = "hub_pr_"  # noqa: S105 - a prefix
 USER_TOKEN: Final = "hub_ut_"  # noqa: S105 - a prefix
 
 

@@ -126,6 +126,32 @@ class IdentityServicer:
             login_id=tokens.login_id,
         )
 
+    async def ChangePassword(
+        self, request: pb.ChangePasswordRequest, caller: Caller
+    ) -> pb.ChangePasswordResponse:
+        """Change a password that is known."""
+        user_id = caller.acting_for(request.user_id)
+        ended = await self._logins.change_password(
+            caller, user_id, request.old_password, request.new_password
+        )
+        return pb.ChangePasswordResponse(ended=ended)
+
+    async def CreatePasswordReset(
+        self, request: pb.CreatePasswordResetRequest, caller: Caller
+    ) -> pb.CreatePasswordResetResponse:
+        """Make a one-time token for a new password."""
+        token, expires_at = await self._logins.create_reset(caller, request.user_id)
+        return pb.CreatePasswordResetResponse(
+            reset_token=token, expires_at=timestamp_to_pb(expires_at)
+        )
+
+    async def ConfirmPasswordReset(
+        self, request: pb.ConfirmPasswordResetRequest, _: Caller | None
+    ) -> pb.ConfirmPasswordResetResponse:
+        """Set a new password by a reset token."""
+        ended = await self._logins.confirm_reset(request.reset_token, request.new_password)
+        return pb.ConfirmPasswordResetResponse(ended=ended)
+
     async def RefreshToken(
         self, request: pb.RefreshTokenRequest, _: Caller | None
     ) -> pb.RefreshTokenResponse:

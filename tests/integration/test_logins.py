@@ -3,11 +3,21 @@
 import asyncio
 import base64
 
+import bcrypt
 import pytest
 
 from hub_client import AsyncHubClient
-from hub_client.errors import CredentialInvalidError, InvalidFieldError, NotFoundError
+from hub_client.errors import (
+    CredentialInvalidError,
+    InvalidFieldError,
+    LoginFailedError,
+    NotFoundError,
+    PasswordRefusedError,
+)
 from hub_client.v1 import (
+    ChangePasswordRequest,
+    ConfirmPasswordResetRequest,
+    CreatePasswordResetRequest,
     IntrospectTokenRequest,
     ListLoginsRequest,
     LoginRequest,
@@ -157,6 +167,73 @@ async def test_a_stranger_cannot_end_a_login(tenant: Tenant, other_tenant: Tenan
         with pytest.raises(NotFoundError):
             await stranger.identity.revoke_login(RevokeLoginRequest(login_id=login.login_id))
     assert await is_let_in(tenant, login.token)
+
+
+async def test_a_changed_password_ends_the_other_logins(tenant: Tenant) -> None:
+    """Who changes the password stays logged in, alone; the old password is void."""
+    other, own = await log_in(tenant), await log_in(tenant)
+    client = tenant.hub.client(own.token)
+    new = "an even longer password"
+    with pytest.raises(LoginFailedError):
+        await client.identity.change_password(
+            ChangePasswordRequest(old_password="wrong one", new_password=new)
+        )
+    answer = await client.identity.change_password(
+        ChangePasswordRequest(old_password=PASSWORD, new_password=new)
+    )
+    assert answer.ended == 1
+    assert [await is_let_in(tenant, login.token) for login in (other, own)] == [False, True]
+    with pytest.raises(LoginFailedError):
+        await log_in(tenant)
+    await tenant.client.identity.login(LoginRequest(email=EMAIL, password=new))
+
+
+async def test_a_password_reset_works_once(tenant: Tenant) -> None:
+    """Of 8 at a time one sets the password; all logins end; a newer token voids an older one."""
+    login = await log_in(tenant)
+    ask = CreatePasswordResetRequest(user_id=login.user.user_id)
+    older = (await tenant.client.identity.create_password_reset(ask)).reset_token
+    token = (await tenant.client.identity.create_password_reset(ask)).reset_token
+
+    async def confirm(token: str, password: str) -> bool:
+        request = ConfirmPasswordResetRequest(reset_token=token, new_password=password)
+        try:
+            await anonymous(tenant).identity.confirm_password_reset(request)
+        except CredentialInvalidError:
+            return False
+        return True
+
+    assert not await confirm(older, "the password of the older")
+    with pytest.raises(PasswordRefusedError):
+        await confirm(token, "password123")
+    passwords = [f"the password of number {number}" for number in range(8)]
+    done = await asyncio.gather(*(confirm(token, password) for password in passwords))
+    assert sum(done) == 1
+    assert not await is_let_in(tenant, login.token)
+    winner = passwords[done.index(True)]
+    await tenant.client.identity.login(LoginRequest(email=EMAIL, password=winner))
+
+
+async def test_a_hash_from_elsewhere_is_taken_and_replaced(tenant: Tenant) -> None:
+    """A plain bcrypt hash lets its user in, and is of our own scheme after the login."""
+    await tenant.new_user(email=EMAIL)
+    plain = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+    tenant.hub.sql(
+        "UPDATE users SET password_hash = %s WHERE tenant_id = %s", plain, tenant.tenant_id
+    )
+    for _ in range(2):
+        await tenant.client.identity.login(LoginRequest(email=EMAIL, password=PASSWORD))
+    ((stored,),) = tenant.hub.sql(
+        "SELECT password_hash FROM users WHERE tenant_id = %s", tenant.tenant_id
+    )
+    assert stored.startswith("hub1$")
+
+
+async def test_common_passwords_and_the_own_email_are_refused(tenant: Tenant) -> None:
+    """Whatever its case, a password that guessers try first is not taken."""
+    for password in ("Password123", "qwertyuiop", "Ann@Example.org"):
+        with pytest.raises(PasswordRefusedError):
+            await tenant.new_user(email=EMAIL, password=password)
 
 
 async def test_introspection_tells_what_a_call_would_meet(

@@ -9,6 +9,11 @@ down_revision = "0001"
 # refresh token. See hub_server/identity/refresh.py for what the others are for.
 _LOGINS = """
 ALTER TABLE credentials
+    DROP CONSTRAINT credentials_kind_check,
+    ADD CONSTRAINT credentials_kind_check
+        CHECK (kind IN ('service_key', 'user_token', 'password_reset')),
+    DROP CONSTRAINT credentials_check,
+    ADD CONSTRAINT credentials_check CHECK ((kind = 'service_key') = (user_id IS NULL)),
     ADD refresh_hash bytea,
     ADD previous_hash bytea,
     ADD reissue bytea,
