@@ -1,9 +1,9 @@
 """The authenticated caller of one call, as a value."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from hub_client.v1.options_pb2 import Level
+from hub_client.v1.options_pb2 import Level, Scope
 from hub_server.errors import HubError, Reason
 
 _HUB_WORK_SECONDS = 60.0
@@ -13,8 +13,10 @@ _HUB_WORK_SECONDS = 60.0
 class Caller:
     """Who calls, for which tenant, and until when.
 
-    ``tenant_id`` comes from the credential and nowhere else. ``user_id`` is None for a service
-    key, which acts for any user of its tenant. ``deadline`` is a point of ``time.monotonic()``.
+    ``tenant_id`` comes from the credential and nowhere else; it is empty for an operator.
+    ``user_id`` is None for a service key that acts for nobody in particular. ``scopes`` are what
+    a service key may do, all that they include; None = not a service key. ``deadline`` is a point
+    of ``time.monotonic()``.
     """
 
     tenant_id: str
@@ -22,12 +24,17 @@ class Caller:
     credential_id: str
     user_id: str | None
     deadline: float
+    scopes: frozenset[Scope.ValueType] | None = None
 
     @classmethod
     def hub(cls, tenant_id: str) -> "Caller":
         """Return the hub itself at work for a tenant, as its background jobs do."""
         deadline = time.monotonic() + _HUB_WORK_SECONDS
         return cls(tenant_id, Level.LEVEL_ADMIN, "", None, deadline)
+
+    def within(self, tenant_id: str) -> "Caller":
+        """Return an operator at work for a tenant."""
+        return replace(self, tenant_id=tenant_id)
 
     @property
     def subject(self) -> str:

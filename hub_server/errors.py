@@ -44,6 +44,14 @@ _STATUS: Final[dict[int, tuple[grpc.StatusCode, str]]] = {
         grpc.StatusCode.PERMISSION_DENIED,
         "this method needs level {required}",
     ),
+    Reason.REASON_SCOPE_INSUFFICIENT: (
+        grpc.StatusCode.PERMISSION_DENIED,
+        "this needs a key with scope {required}",
+    ),
+    Reason.REASON_TENANT_EXISTS: (
+        grpc.StatusCode.ALREADY_EXISTS,
+        "a tenant of this name exists already",
+    ),
     Reason.REASON_USER_DISABLED: (grpc.StatusCode.PERMISSION_DENIED, "the user is disabled"),
     Reason.REASON_FEATURE_DISABLED: (
         grpc.StatusCode.PERMISSION_DENIED,
@@ -98,11 +106,16 @@ class HubError(Exception):
         reason: Reason.ValueType,
         *,
         violations: Iterable[tuple[str, str]] = (),
+        retry_after: float | None = None,
         **metadata: str,
     ) -> None:
-        """Remember the facts; nothing is rendered before the error meets the wire."""
+        """Remember the facts; nothing is rendered before the error meets the wire.
+
+        ``retry_after`` is the pause advised before a retry, in seconds; None = the reason's own.
+        """
         super().__init__(reason_name(reason))
         self.reason = reason
+        self.retry_after = _RETRY_AFTER.get(reason) if retry_after is None else retry_after
         self.violations = tuple(violations)
         self.metadata = metadata
 
@@ -146,9 +159,9 @@ def to_status(error: HubError, request_id: str) -> status_pb2.Status:
             subject=error.metadata["subject"], description=error.message
         )
         details.append(error_details_pb2.QuotaFailure(violations=[violation]))
-    if error.reason in _RETRY_AFTER:
+    if error.retry_after is not None:
         delay = duration_pb2.Duration()
-        delay.FromMilliseconds(round(_RETRY_AFTER[error.reason] * 1000))
+        delay.FromMilliseconds(round(error.retry_after * 1000))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     return status_pb2.Status(
         code=code_pb2.Code.Value(error.code.name),

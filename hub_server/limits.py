@@ -13,7 +13,7 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from google.protobuf.message import Message
 
 from hub_client.v1 import options_pb2
-from hub_client.v1.options_pb2 import FieldLimits, Level
+from hub_client.v1.options_pb2 import Access, FieldLimits, Level, Scope
 
 Violation = tuple[str, str]
 Check = Callable[[Message], Iterator[Violation]]
@@ -43,6 +43,23 @@ def level_of(method: MethodDescriptor) -> Level.ValueType:
     return level
 
 
+def scope_of(method: MethodDescriptor) -> Scope.ValueType:
+    """Return the scope a service key needs for a method; UNSPECIFIED = the method needs none.
+
+    Raises ContractError when the method does not declare whether it reads or writes.
+    """
+    access: Access.ValueType = method.GetOptions().Extensions[options_pb2.access]
+    if access == Access.ACCESS_UNSPECIFIED:
+        message = f"{method.full_name} declares no access"
+        raise ContractError(message)
+    level = level_of(method)
+    if level in (Level.LEVEL_PUBLIC, Level.LEVEL_OPERATOR):
+        return Scope.SCOPE_UNSPECIFIED
+    service = method.containing_service.name.removesuffix("Service").upper()
+    right = "ADMIN" if level == Level.LEVEL_ADMIN else Access.Name(access).removeprefix("ACCESS_")
+    return Scope.Value(f"SCOPE_{service}_{right}")
+
+
 def compile_check(descriptor: Descriptor) -> Check:
     """Return a function that yields every violation of a request's declared limits.
 
@@ -70,12 +87,14 @@ def loggable_fields(descriptor: Descriptor) -> tuple[str, ...]:
 
 
 def _compile_field(field: FieldDescriptor) -> Check:
-    if field.is_repeated or field.type == FieldDescriptor.TYPE_BYTES:
-        message = f"{field.full_name}: limits of repeated and bytes fields are not enforced"
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        message = f"{field.full_name}: limits of bytes fields are not enforced"
         raise ContractError(message)
     limits: FieldLimits = field.GetOptions().Extensions[options_pb2.limits]
     _refuse_unenforced(field, limits)
     rules = list(_rules(field, limits))
+    if field.is_repeated:
+        return _compile_items(field, limits, rules)
     nested = _compile_nested(field)
     name = field.name
 
@@ -94,9 +113,30 @@ def _compile_field(field: FieldDescriptor) -> Check:
     return check
 
 
+def _compile_items(field: FieldDescriptor, limits: FieldLimits, rules: list[_Rule]) -> Check:
+    if field.message_type is not None or not limits.max_items:
+        message = f"{field.full_name}: repeated fields need max_items, and hold no messages"
+        raise ContractError(message)
+    name = field.name
+
+    def check(message: Message) -> Iterator[Violation]:
+        items = getattr(message, name)
+        if limits.required and not items:
+            yield name, "is required"
+        if what := _at_most(len(items), limits.max_items, "items"):
+            yield name, what
+            return
+        for place, item in enumerate(items):
+            for rule in rules:
+                if what := rule(item):
+                    yield f"{name}[{place}]", what
+
+    return check
+
+
 def _refuse_unenforced(field: FieldDescriptor, limits: FieldLimits) -> None:
     """Raise ContractError for a limit that no rule of such a field looks at."""
-    enforced = {"required"}
+    enforced = {"required"} | ({"max_items"} if field.is_repeated else set())
     if field.type == FieldDescriptor.TYPE_STRING:
         enforced |= {"min_length", "max_length", "max_bytes", "uuid", "email"}
     elif field.type == FieldDescriptor.TYPE_MESSAGE:

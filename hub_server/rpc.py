@@ -23,13 +23,14 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_status import rpc_status
 
-from hub_client.v1.options_pb2 import Level
+from hub_client.v1.options_pb2 import Level, Scope
 from hub_server.caller import Caller
 from hub_server.errors import HubError, Reason, reason_name, to_status
 from hub_server.ids import new_id
-from hub_server.limits import Check, compile_check, level_of, loggable_fields
+from hub_server.limits import Check, compile_check, level_of, loggable_fields, scope_of
 
 REQUEST_ID_METADATA: Final = "x-request-id"
+ACT_AS_METADATA: Final = "act-as"
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _MOMENT_SECONDS: Final = 0.05
 _HUB: Final = Path(__file__).parent
@@ -42,10 +43,17 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.rpc")
 
 
 class Authenticate(Protocol):
-    """Turns the ``authorization`` metadata of a call into its caller."""
+    """Turns the metadata of a call into its caller."""
 
-    async def __call__(self, authorization: str, deadline: float) -> Caller:
-        """Return the caller. Raises CREDENTIAL_INVALID."""
+    async def __call__(self, authorization: str, act_as: str | None, deadline: float) -> Caller:
+        """Return the caller. Raises CREDENTIAL_INVALID, or what refuses ``act_as``."""
+
+
+class NoteRefusal(Protocol):
+    """Writes down that a caller with a valid credential was refused a method."""
+
+    async def __call__(self, caller: Caller, method: str) -> None:
+        """Write it down, or fail without a trace: the refusal stands."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,9 @@ class _Method:
     """What the contract says of a method, and the work that serves it."""
 
     path: str
+    name: str
     level: Level.ValueType
+    scope: Scope.ValueType
     request_type: type[Message]
     check: Check
     loggable: tuple[str, ...]
@@ -67,6 +77,7 @@ class _Call:
     method: _Method
     request_id: str
     authorization: str | None
+    act_as: str | None
     deadline: float
     started: float
 
@@ -75,10 +86,16 @@ class Rpc:
     """Builds the handlers and owns the tasks in which calls do their work."""
 
     def __init__(
-        self, authenticate: Authenticate, *, most_calls: int, default_deadline: float
+        self,
+        authenticate: Authenticate,
+        note_refusal: NoteRefusal,
+        *,
+        most_calls: int,
+        default_deadline: float,
     ) -> None:
         """``default_deadline`` is in seconds, for calls that bring none."""
         self._authenticate = authenticate
+        self._note_refusal = note_refusal
         self._most_calls = most_calls
         self._default_deadline = default_deadline
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -139,13 +156,14 @@ class Rpc:
     def _arrived(self, method: _Method, context: Context) -> _Call:
         metadata = dict(context.invocation_metadata() or ())
         given = str(metadata.get(REQUEST_ID_METADATA, ""))
-        authorization = metadata.get("authorization")
+        authorization, act_as = metadata.get("authorization"), metadata.get(ACT_AS_METADATA)
         now = time.monotonic()
         left: float | None = context.time_remaining()  # None: the client set no deadline
         return _Call(
             method=method,
             request_id=given if _REQUEST_ID.fullmatch(given) else new_id(),
             authorization=None if authorization is None else str(authorization),
+            act_as=None if act_as is None else str(act_as),
             deadline=now + (self._default_deadline if left is None else left),
             started=now,
         )
@@ -197,9 +215,9 @@ class Rpc:
         caller = await self._caller(call)
         if caller is not None:
             facts |= {"tenant_id": caller.tenant_id, "credential_id": caller.credential_id}
-        if method.level != Level.LEVEL_PUBLIC and (caller is None or caller.level < method.level):
-            required = Level.Name(method.level).removeprefix("LEVEL_")
-            raise HubError(Reason.REASON_LEVEL_INSUFFICIENT, required=required)
+        if caller is not None and (refusal := _refusal(method, caller)):
+            await self._note_refusal(caller, method.name)
+            raise refusal
         request = _decoded(method, raw)
         if violations := list(method.check(request)):
             raise HubError(Reason.REASON_INVALID_FIELD, violations=violations)
@@ -209,10 +227,10 @@ class Rpc:
     async def _caller(self, call: _Call) -> Caller | None:
         """Return who calls; None for a public method called without a credential."""
         if call.authorization is None:
-            if call.method.level == Level.LEVEL_PUBLIC:
+            if call.method.level == Level.LEVEL_PUBLIC and call.act_as is None:
                 return None
             raise HubError(Reason.REASON_CREDENTIAL_MISSING)
-        return await self._authenticate(call.authorization, call.deadline)
+        return await self._authenticate(call.authorization, call.act_as, call.deadline)
 
     def _log(self, call: _Call, facts: dict[str, object], error: HubError | None) -> None:
         facts["ms"] = round((time.monotonic() - call.started) * 1000, 1)
@@ -230,12 +248,28 @@ class Rpc:
 def _compile(method: MethodDescriptor, work: Work) -> _Method:
     return _Method(
         path=f"/{method.containing_service.full_name}/{method.name}",
+        name=method.name,
         level=level_of(method),
+        scope=scope_of(method),
         request_type=GetMessageClass(method.input_type),
         check=compile_check(method.input_type),
         loggable=loggable_fields(method.input_type),
         work=work,
     )
+
+
+def _refusal(method: _Method, caller: Caller) -> HubError | None:
+    """Return why the caller may not call the method; None = he may."""
+    if method.level == Level.LEVEL_PUBLIC:
+        return None
+    is_operator = caller.level == Level.LEVEL_OPERATOR
+    if caller.level < method.level or is_operator != (method.level == Level.LEVEL_OPERATOR):
+        required = Level.Name(method.level).removeprefix("LEVEL_")
+        return HubError(Reason.REASON_LEVEL_INSUFFICIENT, required=required)
+    if caller.scopes is not None and method.scope not in caller.scopes:
+        required = Scope.Name(method.scope).removeprefix("SCOPE_")
+        return HubError(Reason.REASON_SCOPE_INSUFFICIENT, required=required)
+    return None
 
 
 def _decoded(method: _Method, raw: bytes) -> Message:

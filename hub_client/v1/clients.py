@@ -25,28 +25,52 @@ from hub_client.v1.chat_pb2 import (
     Session,
 )
 from hub_client.v1.identity_pb2 import (
+    ActivateTenantRequest,
+    ActivateTenantResponse,
     ActivateUserRequest,
     ActivateUserResponse,
+    ApiKey,
+    AuditEvent,
     ChangePasswordRequest,
     ChangePasswordResponse,
     ConfirmPasswordResetRequest,
     ConfirmPasswordResetResponse,
+    CreateApiKeyRequest,
+    CreateApiKeyResponse,
     CreatePasswordResetRequest,
     CreatePasswordResetResponse,
+    CreateTenantRequest,
+    CreateTenantResponse,
     CreateUserRequest,
     CreateUserResponse,
+    DeactivateTenantRequest,
+    DeactivateTenantResponse,
     DeactivateUserRequest,
     DeactivateUserResponse,
     DeleteUserRequest,
     DeleteUserResponse,
+    GetDefaultConfigRequest,
+    GetDefaultConfigResponse,
+    GetTenantRequest,
+    GetTenantResponse,
+    GetUsageRequest,
+    GetUsageResponse,
     GetUserConfigRequest,
     GetUserConfigResponse,
     GetUserRequest,
     GetUserResponse,
     IntrospectTokenRequest,
     IntrospectTokenResponse,
+    ListApiKeysRequest,
+    ListApiKeysResponse,
+    ListAuditEventsRequest,
+    ListAuditEventsResponse,
     ListLoginsRequest,
     ListLoginsResponse,
+    ListTenantsRequest,
+    ListTenantsResponse,
+    ListUsageRequest,
+    ListUsageResponse,
     ListUsersRequest,
     ListUsersResponse,
     Login,
@@ -56,14 +80,20 @@ from hub_client.v1.identity_pb2 import (
     LogoutResponse,
     RefreshTokenRequest,
     RefreshTokenResponse,
+    RevokeApiKeyRequest,
+    RevokeApiKeyResponse,
     RevokeLoginRequest,
     RevokeLoginResponse,
+    Tenant,
     UndeleteUserRequest,
     UndeleteUserResponse,
+    UpdateDefaultConfigRequest,
+    UpdateDefaultConfigResponse,
     UpdateUserConfigRequest,
     UpdateUserConfigResponse,
     UpdateUserRequest,
     UpdateUserResponse,
+    Usage,
     User,
     WhoAmIRequest,
     WhoAmIResponse,
@@ -506,6 +536,162 @@ class IdentityClient:
             "/hub.v1.IdentityService/UpdateUserConfig", request, UpdateUserConfigResponse, timeout
         )
 
+    def get_default_config(
+        self, request: GetDefaultConfigRequest, *, timeout: float | None = None
+    ) -> GetDefaultConfigResponse:
+        """Returns what a new user's configuration begins with, and what a field that
+        is reset returns to.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/GetDefaultConfig", request, GetDefaultConfigResponse, timeout
+        )
+
+    def update_default_config(
+        self, request: UpdateDefaultConfigRequest, *, timeout: float | None = None
+    ) -> UpdateDefaultConfigResponse:
+        """Changes the defaults of the tenant. Configurations that exist stay as they are.
+
+        Errors include: ETAG_MISMATCH.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/UpdateDefaultConfig",
+            request,
+            UpdateDefaultConfigResponse,
+            timeout,
+        )
+
+    def get_usage(
+        self, request: GetUsageRequest, *, timeout: float | None = None
+    ) -> GetUsageResponse:
+        """Returns what a user has used.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/GetUsage", request, GetUsageResponse, timeout
+        )
+
+    def list_usage(
+        self, request: ListUsageRequest, *, timeout: float | None = None
+    ) -> Iterator[Usage]:
+        """Lists what the users of the tenant have used, most tokens in total first. A
+        user whose count changes between two pages may be left out or come twice.
+
+        Errors include: PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.IdentityService/ListUsage", request, ListUsageResponse, "usages", timeout
+        )
+
+    def create_api_key(
+        self, request: CreateApiKeyRequest, *, timeout: float | None = None
+    ) -> CreateApiKeyResponse:
+        """Makes a service key of the tenant. Its secret is in this answer and nowhere
+        else: a retry with the same `request_id` returns the key without it.
+
+        Errors include: SCOPE_INSUFFICIENT (a key cannot grant what it lacks),
+        REQUEST_ID_REUSED.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/CreateApiKey", request, CreateApiKeyResponse, timeout
+        )
+
+    def list_api_keys(
+        self, request: ListApiKeysRequest, *, timeout: float | None = None
+    ) -> Iterator[ApiKey]:
+        """Lists the service keys of the tenant, newest first.
+
+        Errors include: PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.IdentityService/ListApiKeys", request, ListApiKeysResponse, "api_keys", timeout
+        )
+
+    def revoke_api_key(
+        self, request: RevokeApiKeyRequest, *, timeout: float | None = None
+    ) -> RevokeApiKeyResponse:
+        """Ends a service key: it is refused from the next call on, in every process.
+        A key that has ended stays as it is.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/RevokeApiKey", request, RevokeApiKeyResponse, timeout
+        )
+
+    def list_audit_events(
+        self, request: ListAuditEventsRequest, *, timeout: float | None = None
+    ) -> Iterator[AuditEvent]:
+        """Lists audit events of the tenant, newest first.
+
+        Errors include: PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.IdentityService/ListAuditEvents",
+            request,
+            ListAuditEventsResponse,
+            "events",
+            timeout,
+        )
+
+    def create_tenant(
+        self, request: CreateTenantRequest, *, timeout: float | None = None
+    ) -> CreateTenantResponse:
+        """Creates a tenant and its first service key, which has every scope. The key's
+        secret is in this answer and nowhere else: a retry with the same `request_id`
+        returns the tenant without it.
+
+        Errors include: TENANT_EXISTS, REQUEST_ID_REUSED.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/CreateTenant", request, CreateTenantResponse, timeout
+        )
+
+    def get_tenant(
+        self, request: GetTenantRequest, *, timeout: float | None = None
+    ) -> GetTenantResponse:
+        """Returns a tenant.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/GetTenant", request, GetTenantResponse, timeout
+        )
+
+    def list_tenants(
+        self, request: ListTenantsRequest, *, timeout: float | None = None
+    ) -> Iterator[Tenant]:
+        """Lists all tenants, newest first.
+
+        Errors include: PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.IdentityService/ListTenants", request, ListTenantsResponse, "tenants", timeout
+        )
+
+    def deactivate_tenant(
+        self, request: DeactivateTenantRequest, *, timeout: float | None = None
+    ) -> DeactivateTenantResponse:
+        """Refuses every key and token of a tenant from the next call on, in every
+        process. Nothing of the tenant is removed.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/DeactivateTenant", request, DeactivateTenantResponse, timeout
+        )
+
+    def activate_tenant(
+        self, request: ActivateTenantRequest, *, timeout: float | None = None
+    ) -> ActivateTenantResponse:
+        """Takes the keys and tokens of a tenant again.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/ActivateTenant", request, ActivateTenantResponse, timeout
+        )
+
 
 class AsyncIdentityClient:
     """Keeps the users of a tenant, their configuration and their credentials.
@@ -755,6 +941,162 @@ class AsyncIdentityClient:
         """
         return await self._transport.call(
             "/hub.v1.IdentityService/UpdateUserConfig", request, UpdateUserConfigResponse, timeout
+        )
+
+    async def get_default_config(
+        self, request: GetDefaultConfigRequest, *, timeout: float | None = None
+    ) -> GetDefaultConfigResponse:
+        """Returns what a new user's configuration begins with, and what a field that
+        is reset returns to.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/GetDefaultConfig", request, GetDefaultConfigResponse, timeout
+        )
+
+    async def update_default_config(
+        self, request: UpdateDefaultConfigRequest, *, timeout: float | None = None
+    ) -> UpdateDefaultConfigResponse:
+        """Changes the defaults of the tenant. Configurations that exist stay as they are.
+
+        Errors include: ETAG_MISMATCH.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/UpdateDefaultConfig",
+            request,
+            UpdateDefaultConfigResponse,
+            timeout,
+        )
+
+    async def get_usage(
+        self, request: GetUsageRequest, *, timeout: float | None = None
+    ) -> GetUsageResponse:
+        """Returns what a user has used.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/GetUsage", request, GetUsageResponse, timeout
+        )
+
+    def list_usage(
+        self, request: ListUsageRequest, *, timeout: float | None = None
+    ) -> AsyncIterator[Usage]:
+        """Lists what the users of the tenant have used, most tokens in total first. A
+        user whose count changes between two pages may be left out or come twice.
+
+        Errors include: PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.IdentityService/ListUsage", request, ListUsageResponse, "usages", timeout
+        )
+
+    async def create_api_key(
+        self, request: CreateApiKeyRequest, *, timeout: float | None = None
+    ) -> CreateApiKeyResponse:
+        """Makes a service key of the tenant. Its secret is in this answer and nowhere
+        else: a retry with the same `request_id` returns the key without it.
+
+        Errors include: SCOPE_INSUFFICIENT (a key cannot grant what it lacks),
+        REQUEST_ID_REUSED.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/CreateApiKey", request, CreateApiKeyResponse, timeout
+        )
+
+    def list_api_keys(
+        self, request: ListApiKeysRequest, *, timeout: float | None = None
+    ) -> AsyncIterator[ApiKey]:
+        """Lists the service keys of the tenant, newest first.
+
+        Errors include: PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.IdentityService/ListApiKeys", request, ListApiKeysResponse, "api_keys", timeout
+        )
+
+    async def revoke_api_key(
+        self, request: RevokeApiKeyRequest, *, timeout: float | None = None
+    ) -> RevokeApiKeyResponse:
+        """Ends a service key: it is refused from the next call on, in every process.
+        A key that has ended stays as it is.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/RevokeApiKey", request, RevokeApiKeyResponse, timeout
+        )
+
+    def list_audit_events(
+        self, request: ListAuditEventsRequest, *, timeout: float | None = None
+    ) -> AsyncIterator[AuditEvent]:
+        """Lists audit events of the tenant, newest first.
+
+        Errors include: PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.IdentityService/ListAuditEvents",
+            request,
+            ListAuditEventsResponse,
+            "events",
+            timeout,
+        )
+
+    async def create_tenant(
+        self, request: CreateTenantRequest, *, timeout: float | None = None
+    ) -> CreateTenantResponse:
+        """Creates a tenant and its first service key, which has every scope. The key's
+        secret is in this answer and nowhere else: a retry with the same `request_id`
+        returns the tenant without it.
+
+        Errors include: TENANT_EXISTS, REQUEST_ID_REUSED.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/CreateTenant", request, CreateTenantResponse, timeout
+        )
+
+    async def get_tenant(
+        self, request: GetTenantRequest, *, timeout: float | None = None
+    ) -> GetTenantResponse:
+        """Returns a tenant.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/GetTenant", request, GetTenantResponse, timeout
+        )
+
+    def list_tenants(
+        self, request: ListTenantsRequest, *, timeout: float | None = None
+    ) -> AsyncIterator[Tenant]:
+        """Lists all tenants, newest first.
+
+        Errors include: PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.IdentityService/ListTenants", request, ListTenantsResponse, "tenants", timeout
+        )
+
+    async def deactivate_tenant(
+        self, request: DeactivateTenantRequest, *, timeout: float | None = None
+    ) -> DeactivateTenantResponse:
+        """Refuses every key and token of a tenant from the next call on, in every
+        process. Nothing of the tenant is removed.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/DeactivateTenant", request, DeactivateTenantResponse, timeout
+        )
+
+    async def activate_tenant(
+        self, request: ActivateTenantRequest, *, timeout: float | None = None
+    ) -> ActivateTenantResponse:
+        """Takes the keys and tokens of a tenant again.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/ActivateTenant", request, ActivateTenantResponse, timeout
         )
 
 

@@ -140,6 +140,71 @@ class IdentityServiceStub:
                 request_serializer=hub_dot_v1_dot_identity__pb2.UpdateUserConfigRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_identity__pb2.UpdateUserConfigResponse.FromString,
                 _registered_method=True)
+        self.GetDefaultConfig = channel.unary_unary(
+                '/hub.v1.IdentityService/GetDefaultConfig',
+                request_serializer=hub_dot_v1_dot_identity__pb2.GetDefaultConfigRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.GetDefaultConfigResponse.FromString,
+                _registered_method=True)
+        self.UpdateDefaultConfig = channel.unary_unary(
+                '/hub.v1.IdentityService/UpdateDefaultConfig',
+                request_serializer=hub_dot_v1_dot_identity__pb2.UpdateDefaultConfigRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.UpdateDefaultConfigResponse.FromString,
+                _registered_method=True)
+        self.GetUsage = channel.unary_unary(
+                '/hub.v1.IdentityService/GetUsage',
+                request_serializer=hub_dot_v1_dot_identity__pb2.GetUsageRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.GetUsageResponse.FromString,
+                _registered_method=True)
+        self.ListUsage = channel.unary_unary(
+                '/hub.v1.IdentityService/ListUsage',
+                request_serializer=hub_dot_v1_dot_identity__pb2.ListUsageRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.ListUsageResponse.FromString,
+                _registered_method=True)
+        self.CreateApiKey = channel.unary_unary(
+                '/hub.v1.IdentityService/CreateApiKey',
+                request_serializer=hub_dot_v1_dot_identity__pb2.CreateApiKeyRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.CreateApiKeyResponse.FromString,
+                _registered_method=True)
+        self.ListApiKeys = channel.unary_unary(
+                '/hub.v1.IdentityService/ListApiKeys',
+                request_serializer=hub_dot_v1_dot_identity__pb2.ListApiKeysRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.ListApiKeysResponse.FromString,
+                _registered_method=True)
+        self.RevokeApiKey = channel.unary_unary(
+                '/hub.v1.IdentityService/RevokeApiKey',
+                request_serializer=hub_dot_v1_dot_identity__pb2.RevokeApiKeyRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.RevokeApiKeyResponse.FromString,
+                _registered_method=True)
+        self.ListAuditEvents = channel.unary_unary(
+                '/hub.v1.IdentityService/ListAuditEvents',
+                request_serializer=hub_dot_v1_dot_identity__pb2.ListAuditEventsRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.ListAuditEventsResponse.FromString,
+                _registered_method=True)
+        self.CreateTenant = channel.unary_unary(
+                '/hub.v1.IdentityService/CreateTenant',
+                request_serializer=hub_dot_v1_dot_identity__pb2.CreateTenantRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.CreateTenantResponse.FromString,
+                _registered_method=True)
+        self.GetTenant = channel.unary_unary(
+                '/hub.v1.IdentityService/GetTenant',
+                request_serializer=hub_dot_v1_dot_identity__pb2.GetTenantRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.GetTenantResponse.FromString,
+                _registered_method=True)
+        self.ListTenants = channel.unary_unary(
+                '/hub.v1.IdentityService/ListTenants',
+                request_serializer=hub_dot_v1_dot_identity__pb2.ListTenantsRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.ListTenantsResponse.FromString,
+                _registered_method=True)
+        self.DeactivateTenant = channel.unary_unary(
+                '/hub.v1.IdentityService/DeactivateTenant',
+                request_serializer=hub_dot_v1_dot_identity__pb2.DeactivateTenantRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.DeactivateTenantResponse.FromString,
+                _registered_method=True)
+        self.ActivateTenant = channel.unary_unary(
+                '/hub.v1.IdentityService/ActivateTenant',
+                request_serializer=hub_dot_v1_dot_identity__pb2.ActivateTenantRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.ActivateTenantResponse.FromString,
+                _registered_method=True)
 
 
 class IdentityServiceServicer:
@@ -345,6 +410,129 @@ class IdentityServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDefaultConfig(self, request, context):
+        """Returns what a new user's configuration begins with, and what a field that
+        is reset returns to.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateDefaultConfig(self, request, context):
+        """Changes the defaults of the tenant. Configurations that exist stay as they are.
+
+        Errors include: ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUsage(self, request, context):
+        """Returns what a user has used.
+
+        Errors include: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUsage(self, request, context):
+        """Lists what the users of the tenant have used, most tokens in total first. A
+        user whose count changes between two pages may be left out or come twice.
+
+        Errors include: PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateApiKey(self, request, context):
+        """Makes a service key of the tenant. Its secret is in this answer and nowhere
+        else: a retry with the same `request_id` returns the key without it.
+
+        Errors include: SCOPE_INSUFFICIENT (a key cannot grant what it lacks),
+        REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListApiKeys(self, request, context):
+        """Lists the service keys of the tenant, newest first.
+
+        Errors include: PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeApiKey(self, request, context):
+        """Ends a service key: it is refused from the next call on, in every process.
+        A key that has ended stays as it is.
+
+        Errors include: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAuditEvents(self, request, context):
+        """Lists audit events of the tenant, newest first.
+
+        Errors include: PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateTenant(self, request, context):
+        """Creates a tenant and its first service key, which has every scope. The key's
+        secret is in this answer and nowhere else: a retry with the same `request_id`
+        returns the tenant without it.
+
+        Errors include: TENANT_EXISTS, REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTenant(self, request, context):
+        """Returns a tenant.
+
+        Errors include: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTenants(self, request, context):
+        """Lists all tenants, newest first.
+
+        Errors include: PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeactivateTenant(self, request, context):
+        """Refuses every key and token of a tenant from the next call on, in every
+        process. Nothing of the tenant is removed.
+
+        Errors include: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ActivateTenant(self, request, context):
+        """Takes the keys and tokens of a tenant again.
+
+        Errors include: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IdentityServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -447,6 +635,71 @@ def add_IdentityServiceServicer_to_server(servicer, server):
                     servicer.UpdateUserConfig,
                     request_deserializer=hub_dot_v1_dot_identity__pb2.UpdateUserConfigRequest.FromString,
                     response_serializer=hub_dot_v1_dot_identity__pb2.UpdateUserConfigResponse.SerializeToString,
+            ),
+            'GetDefaultConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDefaultConfig,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.GetDefaultConfigRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.GetDefaultConfigResponse.SerializeToString,
+            ),
+            'UpdateDefaultConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDefaultConfig,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.UpdateDefaultConfigRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.UpdateDefaultConfigResponse.SerializeToString,
+            ),
+            'GetUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUsage,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.GetUsageRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.GetUsageResponse.SerializeToString,
+            ),
+            'ListUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUsage,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.ListUsageRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.ListUsageResponse.SerializeToString,
+            ),
+            'CreateApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateApiKey,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.CreateApiKeyRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.CreateApiKeyResponse.SerializeToString,
+            ),
+            'ListApiKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListApiKeys,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.ListApiKeysRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.ListApiKeysResponse.SerializeToString,
+            ),
+            'RevokeApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeApiKey,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.RevokeApiKeyRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.RevokeApiKeyResponse.SerializeToString,
+            ),
+            'ListAuditEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditEvents,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.ListAuditEventsRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.ListAuditEventsResponse.SerializeToString,
+            ),
+            'CreateTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateTenant,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.CreateTenantRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.CreateTenantResponse.SerializeToString,
+            ),
+            'GetTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTenant,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.GetTenantRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.GetTenantResponse.SerializeToString,
+            ),
+            'ListTenants': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTenants,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.ListTenantsRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.ListTenantsResponse.SerializeToString,
+            ),
+            'DeactivateTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeactivateTenant,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.DeactivateTenantRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.DeactivateTenantResponse.SerializeToString,
+            ),
+            'ActivateTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActivateTenant,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.ActivateTenantRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.ActivateTenantResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -995,6 +1248,357 @@ class IdentityService:
             '/hub.v1.IdentityService/UpdateUserConfig',
             hub_dot_v1_dot_identity__pb2.UpdateUserConfigRequest.SerializeToString,
             hub_dot_v1_dot_identity__pb2.UpdateUserConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDefaultConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/GetDefaultConfig',
+            hub_dot_v1_dot_identity__pb2.GetDefaultConfigRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.GetDefaultConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateDefaultConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/UpdateDefaultConfig',
+            hub_dot_v1_dot_identity__pb2.UpdateDefaultConfigRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.UpdateDefaultConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/GetUsage',
+            hub_dot_v1_dot_identity__pb2.GetUsageRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.GetUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/ListUsage',
+            hub_dot_v1_dot_identity__pb2.ListUsageRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.ListUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/CreateApiKey',
+            hub_dot_v1_dot_identity__pb2.CreateApiKeyRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.CreateApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListApiKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/ListApiKeys',
+            hub_dot_v1_dot_identity__pb2.ListApiKeysRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.ListApiKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/RevokeApiKey',
+            hub_dot_v1_dot_identity__pb2.RevokeApiKeyRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.RevokeApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/ListAuditEvents',
+            hub_dot_v1_dot_identity__pb2.ListAuditEventsRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.ListAuditEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/CreateTenant',
+            hub_dot_v1_dot_identity__pb2.CreateTenantRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.CreateTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/GetTenant',
+            hub_dot_v1_dot_identity__pb2.GetTenantRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.GetTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTenants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/ListTenants',
+            hub_dot_v1_dot_identity__pb2.ListTenantsRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.ListTenantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeactivateTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/DeactivateTenant',
+            hub_dot_v1_dot_identity__pb2.DeactivateTenantRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.DeactivateTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActivateTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/ActivateTenant',
+            hub_dot_v1_dot_identity__pb2.ActivateTenantRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.ActivateTenantResponse.FromString,
             options,
             channel_credentials,
             insecure,

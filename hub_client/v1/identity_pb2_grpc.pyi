@@ -152,6 +152,77 @@ class IdentityServiceStub:
 
     Errors include: NOT_FOUND, ETAG_MISMATCH.
     """
+    GetDefaultConfig: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetDefaultConfigRequest, _identity_pb2.GetDefaultConfigResponse]
+    """Returns what a new user's configuration begins with, and what a field that
+    is reset returns to.
+    """
+    UpdateDefaultConfig: _grpc.UnaryUnaryMultiCallable[_identity_pb2.UpdateDefaultConfigRequest, _identity_pb2.UpdateDefaultConfigResponse]
+    """Changes the defaults of the tenant. Configurations that exist stay as they are.
+
+    Errors include: ETAG_MISMATCH.
+    """
+    GetUsage: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetUsageRequest, _identity_pb2.GetUsageResponse]
+    """Returns what a user has used.
+
+    Errors include: NOT_FOUND.
+    """
+    ListUsage: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListUsageRequest, _identity_pb2.ListUsageResponse]
+    """Lists what the users of the tenant have used, most tokens in total first. A
+    user whose count changes between two pages may be left out or come twice.
+
+    Errors include: PAGE_TOKEN_INVALID.
+    """
+    CreateApiKey: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreateApiKeyRequest, _identity_pb2.CreateApiKeyResponse]
+    """Makes a service key of the tenant. Its secret is in this answer and nowhere
+    else: a retry with the same `request_id` returns the key without it.
+
+    Errors include: SCOPE_INSUFFICIENT (a key cannot grant what it lacks),
+    REQUEST_ID_REUSED.
+    """
+    ListApiKeys: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListApiKeysRequest, _identity_pb2.ListApiKeysResponse]
+    """Lists the service keys of the tenant, newest first.
+
+    Errors include: PAGE_TOKEN_INVALID.
+    """
+    RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_identity_pb2.RevokeApiKeyRequest, _identity_pb2.RevokeApiKeyResponse]
+    """Ends a service key: it is refused from the next call on, in every process.
+    A key that has ended stays as it is.
+
+    Errors include: NOT_FOUND.
+    """
+    ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListAuditEventsRequest, _identity_pb2.ListAuditEventsResponse]
+    """Lists audit events of the tenant, newest first.
+
+    Errors include: PAGE_TOKEN_INVALID.
+    """
+    CreateTenant: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreateTenantRequest, _identity_pb2.CreateTenantResponse]
+    """Creates a tenant and its first service key, which has every scope. The key's
+    secret is in this answer and nowhere else: a retry with the same `request_id`
+    returns the tenant without it.
+
+    Errors include: TENANT_EXISTS, REQUEST_ID_REUSED.
+    """
+    GetTenant: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetTenantRequest, _identity_pb2.GetTenantResponse]
+    """Returns a tenant.
+
+    Errors include: NOT_FOUND.
+    """
+    ListTenants: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListTenantsRequest, _identity_pb2.ListTenantsResponse]
+    """Lists all tenants, newest first.
+
+    Errors include: PAGE_TOKEN_INVALID.
+    """
+    DeactivateTenant: _grpc.UnaryUnaryMultiCallable[_identity_pb2.DeactivateTenantRequest, _identity_pb2.DeactivateTenantResponse]
+    """Refuses every key and token of a tenant from the next call on, in every
+    process. Nothing of the tenant is removed.
+
+    Errors include: NOT_FOUND.
+    """
+    ActivateTenant: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ActivateTenantRequest, _identity_pb2.ActivateTenantResponse]
+    """Takes the keys and tokens of a tenant again.
+
+    Errors include: NOT_FOUND.
+    """
 
 @_typing.type_check_only
 class IdentityServiceAsyncStub(IdentityServiceStub):
@@ -276,6 +347,77 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     """Changes the configuration of a user. The next call for that user obeys it.
 
     Errors include: NOT_FOUND, ETAG_MISMATCH.
+    """
+    GetDefaultConfig: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetDefaultConfigRequest, _identity_pb2.GetDefaultConfigResponse]  # type: ignore[assignment]
+    """Returns what a new user's configuration begins with, and what a field that
+    is reset returns to.
+    """
+    UpdateDefaultConfig: _aio.UnaryUnaryMultiCallable[_identity_pb2.UpdateDefaultConfigRequest, _identity_pb2.UpdateDefaultConfigResponse]  # type: ignore[assignment]
+    """Changes the defaults of the tenant. Configurations that exist stay as they are.
+
+    Errors include: ETAG_MISMATCH.
+    """
+    GetUsage: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetUsageRequest, _identity_pb2.GetUsageResponse]  # type: ignore[assignment]
+    """Returns what a user has used.
+
+    Errors include: NOT_FOUND.
+    """
+    ListUsage: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListUsageRequest, _identity_pb2.ListUsageResponse]  # type: ignore[assignment]
+    """Lists what the users of the tenant have used, most tokens in total first. A
+    user whose count changes between two pages may be left out or come twice.
+
+    Errors include: PAGE_TOKEN_INVALID.
+    """
+    CreateApiKey: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreateApiKeyRequest, _identity_pb2.CreateApiKeyResponse]  # type: ignore[assignment]
+    """Makes a service key of the tenant. Its secret is in this answer and nowhere
+    else: a retry with the same `request_id` returns the key without it.
+
+    Errors include: SCOPE_INSUFFICIENT (a key cannot grant what it lacks),
+    REQUEST_ID_REUSED.
+    """
+    ListApiKeys: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListApiKeysRequest, _identity_pb2.ListApiKeysResponse]  # type: ignore[assignment]
+    """Lists the service keys of the tenant, newest first.
+
+    Errors include: PAGE_TOKEN_INVALID.
+    """
+    RevokeApiKey: _aio.UnaryUnaryMultiCallable[_identity_pb2.RevokeApiKeyRequest, _identity_pb2.RevokeApiKeyResponse]  # type: ignore[assignment]
+    """Ends a service key: it is refused from the next call on, in every process.
+    A key that has ended stays as it is.
+
+    Errors include: NOT_FOUND.
+    """
+    ListAuditEvents: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListAuditEventsRequest, _identity_pb2.ListAuditEventsResponse]  # type: ignore[assignment]
+    """Lists audit events of the tenant, newest first.
+
+    Errors include: PAGE_TOKEN_INVALID.
+    """
+    CreateTenant: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreateTenantRequest, _identity_pb2.CreateTenantResponse]  # type: ignore[assignment]
+    """Creates a tenant and its first service key, which has every scope. The key's
+    secret is in this answer and nowhere else: a retry with the same `request_id`
+    returns the tenant without it.
+
+    Errors include: TENANT_EXISTS, REQUEST_ID_REUSED.
+    """
+    GetTenant: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetTenantRequest, _identity_pb2.GetTenantResponse]  # type: ignore[assignment]
+    """Returns a tenant.
+
+    Errors include: NOT_FOUND.
+    """
+    ListTenants: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListTenantsRequest, _identity_pb2.ListTenantsResponse]  # type: ignore[assignment]
+    """Lists all tenants, newest first.
+
+    Errors include: PAGE_TOKEN_INVALID.
+    """
+    DeactivateTenant: _aio.UnaryUnaryMultiCallable[_identity_pb2.DeactivateTenantRequest, _identity_pb2.DeactivateTenantResponse]  # type: ignore[assignment]
+    """Refuses every key and token of a tenant from the next call on, in every
+    process. Nothing of the tenant is removed.
+
+    Errors include: NOT_FOUND.
+    """
+    ActivateTenant: _aio.UnaryUnaryMultiCallable[_identity_pb2.ActivateTenantRequest, _identity_pb2.ActivateTenantResponse]  # type: ignore[assignment]
+    """Takes the keys and tokens of a tenant again.
+
+    Errors include: NOT_FOUND.
     """
 
 class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -518,6 +660,155 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         """Changes the configuration of a user. The next call for that user obeys it.
 
         Errors include: NOT_FOUND, ETAG_MISMATCH.
+        """
+
+    @_abc_1.abstractmethod
+    def GetDefaultConfig(
+        self,
+        request: _identity_pb2.GetDefaultConfigRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.GetDefaultConfigResponse, _abc.Awaitable[_identity_pb2.GetDefaultConfigResponse]]:
+        """Returns what a new user's configuration begins with, and what a field that
+        is reset returns to.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateDefaultConfig(
+        self,
+        request: _identity_pb2.UpdateDefaultConfigRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.UpdateDefaultConfigResponse, _abc.Awaitable[_identity_pb2.UpdateDefaultConfigResponse]]:
+        """Changes the defaults of the tenant. Configurations that exist stay as they are.
+
+        Errors include: ETAG_MISMATCH.
+        """
+
+    @_abc_1.abstractmethod
+    def GetUsage(
+        self,
+        request: _identity_pb2.GetUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.GetUsageResponse, _abc.Awaitable[_identity_pb2.GetUsageResponse]]:
+        """Returns what a user has used.
+
+        Errors include: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListUsage(
+        self,
+        request: _identity_pb2.ListUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ListUsageResponse, _abc.Awaitable[_identity_pb2.ListUsageResponse]]:
+        """Lists what the users of the tenant have used, most tokens in total first. A
+        user whose count changes between two pages may be left out or come twice.
+
+        Errors include: PAGE_TOKEN_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateApiKey(
+        self,
+        request: _identity_pb2.CreateApiKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.CreateApiKeyResponse, _abc.Awaitable[_identity_pb2.CreateApiKeyResponse]]:
+        """Makes a service key of the tenant. Its secret is in this answer and nowhere
+        else: a retry with the same `request_id` returns the key without it.
+
+        Errors include: SCOPE_INSUFFICIENT (a key cannot grant what it lacks),
+        REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def ListApiKeys(
+        self,
+        request: _identity_pb2.ListApiKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ListApiKeysResponse, _abc.Awaitable[_identity_pb2.ListApiKeysResponse]]:
+        """Lists the service keys of the tenant, newest first.
+
+        Errors include: PAGE_TOKEN_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeApiKey(
+        self,
+        request: _identity_pb2.RevokeApiKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.RevokeApiKeyResponse, _abc.Awaitable[_identity_pb2.RevokeApiKeyResponse]]:
+        """Ends a service key: it is refused from the next call on, in every process.
+        A key that has ended stays as it is.
+
+        Errors include: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAuditEvents(
+        self,
+        request: _identity_pb2.ListAuditEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ListAuditEventsResponse, _abc.Awaitable[_identity_pb2.ListAuditEventsResponse]]:
+        """Lists audit events of the tenant, newest first.
+
+        Errors include: PAGE_TOKEN_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateTenant(
+        self,
+        request: _identity_pb2.CreateTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.CreateTenantResponse, _abc.Awaitable[_identity_pb2.CreateTenantResponse]]:
+        """Creates a tenant and its first service key, which has every scope. The key's
+        secret is in this answer and nowhere else: a retry with the same `request_id`
+        returns the tenant without it.
+
+        Errors include: TENANT_EXISTS, REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def GetTenant(
+        self,
+        request: _identity_pb2.GetTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.GetTenantResponse, _abc.Awaitable[_identity_pb2.GetTenantResponse]]:
+        """Returns a tenant.
+
+        Errors include: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListTenants(
+        self,
+        request: _identity_pb2.ListTenantsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ListTenantsResponse, _abc.Awaitable[_identity_pb2.ListTenantsResponse]]:
+        """Lists all tenants, newest first.
+
+        Errors include: PAGE_TOKEN_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def DeactivateTenant(
+        self,
+        request: _identity_pb2.DeactivateTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.DeactivateTenantResponse, _abc.Awaitable[_identity_pb2.DeactivateTenantResponse]]:
+        """Refuses every key and token of a tenant from the next call on, in every
+        process. Nothing of the tenant is removed.
+
+        Errors include: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ActivateTenant(
+        self,
+        request: _identity_pb2.ActivateTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ActivateTenantResponse, _abc.Awaitable[_identity_pb2.ActivateTenantResponse]]:
+        """Takes the keys and tokens of a tenant again.
+
+        Errors include: NOT_FOUND.
         """
 
 def add_IdentityServiceServicer_to_server(servicer: IdentityServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -38,7 +38,11 @@ class _LevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Level.ValueType
     LEVEL_SERVICE: _Level.ValueType  # 3
     """A service key of the tenant."""
     LEVEL_ADMIN: _Level.ValueType  # 4
-    """A service key with administrative rights."""
+    """A service key with the scope `admin` of the service."""
+    LEVEL_OPERATOR: _Level.ValueType  # 5
+    """An operator's key, made by `hub admin` on the machine. It belongs to no
+    tenant: it may call the methods of this level and no others.
+    """
 
 class Level(_Level, metaclass=_LevelEnumTypeWrapper):
     """The least standing a caller needs. Each level includes the ones before it."""
@@ -54,8 +58,112 @@ LEVEL_USER: Level.ValueType  # 2
 LEVEL_SERVICE: Level.ValueType  # 3
 """A service key of the tenant."""
 LEVEL_ADMIN: Level.ValueType  # 4
-"""A service key with administrative rights."""
+"""A service key with the scope `admin` of the service."""
+LEVEL_OPERATOR: Level.ValueType  # 5
+"""An operator's key, made by `hub admin` on the machine. It belongs to no
+tenant: it may call the methods of this level and no others.
+"""
 Global___Level: _TypeAlias = Level  # noqa: Y015
+
+class _Access:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AccessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Access.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ACCESS_UNSPECIFIED: _Access.ValueType  # 0
+    """Not declared. A hub with such a method refuses to start."""
+    ACCESS_READ: _Access.ValueType  # 1
+    """Reads. What a search notes of itself counts as reading."""
+    ACCESS_WRITE: _Access.ValueType  # 2
+    """Creates, changes or removes."""
+
+class Access(_Access, metaclass=_AccessEnumTypeWrapper):
+    """What a method does with what it finds. A service key needs the scope of the
+    service and this access; methods of level ADMIN need the scope `admin`.
+    """
+
+ACCESS_UNSPECIFIED: Access.ValueType  # 0
+"""Not declared. A hub with such a method refuses to start."""
+ACCESS_READ: Access.ValueType  # 1
+"""Reads. What a search notes of itself counts as reading."""
+ACCESS_WRITE: Access.ValueType  # 2
+"""Creates, changes or removes."""
+Global___Access: _TypeAlias = Access  # noqa: Y015
+
+class _Scope:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Scope.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SCOPE_UNSPECIFIED: _Scope.ValueType  # 0
+    """Not used."""
+    SCOPE_IDENTITY_READ: _Scope.ValueType  # 1
+    """Methods of IdentityService that read."""
+    SCOPE_IDENTITY_WRITE: _Scope.ValueType  # 2
+    """Methods of IdentityService that change users and their configuration."""
+    SCOPE_IDENTITY_ADMIN: _Scope.ValueType  # 3
+    """Methods of IdentityService that manage keys, defaults and the audit log."""
+    SCOPE_CHAT_READ: _Scope.ValueType  # 4
+    """Methods of ChatService that read."""
+    SCOPE_CHAT_WRITE: _Scope.ValueType  # 5
+    """Methods of ChatService that write."""
+    SCOPE_CHAT_ADMIN: _Scope.ValueType  # 6
+    """Methods of ChatService of level ADMIN."""
+    SCOPE_MEMORY_READ: _Scope.ValueType  # 7
+    """Methods of MemoryService that read."""
+    SCOPE_MEMORY_WRITE: _Scope.ValueType  # 8
+    """Methods of MemoryService that write."""
+    SCOPE_MEMORY_ADMIN: _Scope.ValueType  # 9
+    """Methods of MemoryService of level ADMIN."""
+    SCOPE_KNOWLEDGE_READ: _Scope.ValueType  # 10
+    """Methods of KnowledgeService that read."""
+    SCOPE_KNOWLEDGE_WRITE: _Scope.ValueType  # 11
+    """Methods of KnowledgeService that write."""
+    SCOPE_KNOWLEDGE_ADMIN: _Scope.ValueType  # 12
+    """Methods of KnowledgeService of level ADMIN."""
+    SCOPE_ACT_AS: _Scope.ValueType  # 13
+    """Calls with the metadata `act-as: <user_id>`: such a call has the rights of
+    that user and of the key, whichever are less.
+    """
+
+class Scope(_Scope, metaclass=_ScopeEnumTypeWrapper):
+    """What a service key may do. `WRITE` includes `READ`, `ADMIN` includes both, each
+    for one service.
+    """
+
+SCOPE_UNSPECIFIED: Scope.ValueType  # 0
+"""Not used."""
+SCOPE_IDENTITY_READ: Scope.ValueType  # 1
+"""Methods of IdentityService that read."""
+SCOPE_IDENTITY_WRITE: Scope.ValueType  # 2
+"""Methods of IdentityService that change users and their configuration."""
+SCOPE_IDENTITY_ADMIN: Scope.ValueType  # 3
+"""Methods of IdentityService that manage keys, defaults and the audit log."""
+SCOPE_CHAT_READ: Scope.ValueType  # 4
+"""Methods of ChatService that read."""
+SCOPE_CHAT_WRITE: Scope.ValueType  # 5
+"""Methods of ChatService that write."""
+SCOPE_CHAT_ADMIN: Scope.ValueType  # 6
+"""Methods of ChatService of level ADMIN."""
+SCOPE_MEMORY_READ: Scope.ValueType  # 7
+"""Methods of MemoryService that read."""
+SCOPE_MEMORY_WRITE: Scope.ValueType  # 8
+"""Methods of MemoryService that write."""
+SCOPE_MEMORY_ADMIN: Scope.ValueType  # 9
+"""Methods of MemoryService of level ADMIN."""
+SCOPE_KNOWLEDGE_READ: Scope.ValueType  # 10
+"""Methods of KnowledgeService that read."""
+SCOPE_KNOWLEDGE_WRITE: Scope.ValueType  # 11
+"""Methods of KnowledgeService that write."""
+SCOPE_KNOWLEDGE_ADMIN: Scope.ValueType  # 12
+"""Methods of KnowledgeService of level ADMIN."""
+SCOPE_ACT_AS: Scope.ValueType  # 13
+"""Calls with the metadata `act-as: <user_id>`: such a call has the rights of
+that user and of the key, whichever are less.
+"""
+Global___Scope: _TypeAlias = Scope  # noqa: Y015
 
 class _Reason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -86,8 +194,9 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     user is disabled. UNAUTHENTICATED. Example: a token after its `expires_at`.
     """
     REASON_LOGIN_FAILED: _Reason.ValueType  # 6
-    """The email is unknown, the password is wrong, or the user is disabled; it is
-    not told which. UNAUTHENTICATED. Example: Login with a wrong password.
+    """The email is unknown, the password is wrong, the user is disabled, or there
+    were too many attempts; it is not told which, except that the last bears
+    RetryInfo. UNAUTHENTICATED. Example: Login with a wrong password.
     """
     REASON_LEVEL_INSUFFICIENT: _Reason.ValueType  # 7
     """The caller's level is below the method's. PERMISSION_DENIED. Example: a
@@ -143,6 +252,14 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The new password is among the commonest, or is the user's own email.
     INVALID_ARGUMENT. Example: CreateUser with `password123`.
     """
+    REASON_SCOPE_INSUFFICIENT: _Reason.ValueType  # 20
+    """The service key lacks a scope; `required` in the metadata names it.
+    PERMISSION_DENIED. Example: a key with CHAT_READ calls AppendMessage.
+    """
+    REASON_TENANT_EXISTS: _Reason.ValueType  # 21
+    """A tenant of this name exists already. ALREADY_EXISTS. Example: CreateTenant
+    twice with one name.
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused: `google.rpc.ErrorInfo.reason`, without the prefix
@@ -173,8 +290,9 @@ REASON_CREDENTIAL_INVALID: Reason.ValueType  # 5
 user is disabled. UNAUTHENTICATED. Example: a token after its `expires_at`.
 """
 REASON_LOGIN_FAILED: Reason.ValueType  # 6
-"""The email is unknown, the password is wrong, or the user is disabled; it is
-not told which. UNAUTHENTICATED. Example: Login with a wrong password.
+"""The email is unknown, the password is wrong, the user is disabled, or there
+were too many attempts; it is not told which, except that the last bears
+RetryInfo. UNAUTHENTICATED. Example: Login with a wrong password.
 """
 REASON_LEVEL_INSUFFICIENT: Reason.ValueType  # 7
 """The caller's level is below the method's. PERMISSION_DENIED. Example: a
@@ -230,6 +348,14 @@ REASON_PASSWORD_REFUSED: Reason.ValueType  # 19
 """The new password is among the commonest, or is the user's own email.
 INVALID_ARGUMENT. Example: CreateUser with `password123`.
 """
+REASON_SCOPE_INSUFFICIENT: Reason.ValueType  # 20
+"""The service key lacks a scope; `required` in the metadata names it.
+PERMISSION_DENIED. Example: a key with CHAT_READ calls AppendMessage.
+"""
+REASON_TENANT_EXISTS: Reason.ValueType  # 21
+"""A tenant of this name exists already. ALREADY_EXISTS. Example: CreateTenant
+twice with one name.
+"""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 @_typing.final
@@ -250,6 +376,7 @@ class FieldLimits(_message.Message):
     MAXIMUM_FIELD_NUMBER: _builtins.int
     UUID_FIELD_NUMBER: _builtins.int
     EMAIL_FIELD_NUMBER: _builtins.int
+    MAX_ITEMS_FIELD_NUMBER: _builtins.int
     required: _builtins.bool
     """The field must be set: a string not empty, an enum not UNSPECIFIED."""
     min_length: _builtins.int
@@ -266,6 +393,8 @@ class FieldLimits(_message.Message):
     """The string is a UUID in its canonical form: 36 characters, lower case."""
     email: _builtins.bool
     """The string is an email address: one `@`, at most 254 characters, no spaces."""
+    max_items: _builtins.int
+    """Greatest number of items of a repeated field; the other limits bind each item."""
     def __init__(
         self,
         *,
@@ -277,10 +406,11 @@ class FieldLimits(_message.Message):
         maximum: _builtins.float | None = ...,
         uuid: _builtins.bool = ...,
         email: _builtins.bool = ...,
+        max_items: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "maximum", b"maximum", "minimum", b"minimum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "email", b"email", "max_bytes", b"max_bytes", "max_length", b"max_length", "maximum", b"maximum", "min_length", b"min_length", "minimum", b"minimum", "required", b"required", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "email", b"email", "max_bytes", b"max_bytes", "max_items", b"max_items", "max_length", b"max_length", "maximum", b"maximum", "min_length", b"min_length", "minimum", b"minimum", "required", b"required", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__maximum: _TypeAlias = _typing.Literal["maximum"]  # noqa: Y015
     _WhichOneofArgType__maximum: _TypeAlias = _typing.Literal["_maximum", b"_maximum"]  # noqa: Y015
@@ -294,10 +424,13 @@ class FieldLimits(_message.Message):
 Global___FieldLimits: _TypeAlias = FieldLimits  # noqa: Y015
 
 LEVEL_FIELD_NUMBER: _builtins.int
+ACCESS_FIELD_NUMBER: _builtins.int
 LIMITS_FIELD_NUMBER: _builtins.int
 SENSITIVE_FIELD_NUMBER: _builtins.int
 level: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___Level.ValueType]
 """The least standing a caller needs. Every method declares it."""
+access: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___Access.ValueType]
+"""Whether it reads or writes. Every method declares it."""
 limits: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, Global___FieldLimits]
 """What the field may hold."""
 sensitive: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.bool]
