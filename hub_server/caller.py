@@ -36,6 +36,10 @@ class Caller:
         """Return an operator at work for a tenant."""
         return replace(self, tenant_id=tenant_id)
 
+    def acting_as(self, user_id: str) -> "Caller":
+        """Return a service key with the rights of a user, as far as its scopes go."""
+        return replace(self, level=Level.LEVEL_USER, user_id=user_id)
+
     @property
     def subject(self) -> str:
         """What page tokens are bound to: the user, or the service key."""

@@ -9,8 +9,8 @@ since row security compares with the setting.
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import psycopg
@@ -24,6 +24,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from hub_server.caller import Caller
 from hub_server.errors import HubError, Reason
 
+Connection = AsyncConnection  # for those who pass one on and know no SQL
+
+OWNER_ROLE: Final = "hub_owner"
 metadata = sa.MetaData()
 
 TENANT_SETTING: Final = "hub.tenant"
@@ -110,6 +113,20 @@ class Database:
                 await connection.commit()
                 connection.info["carries"] = wanted
             yield connection
+
+
+@contextmanager
+def owner_transaction(url: str) -> Iterator[sa.Connection]:
+    """Open a transaction of the role that owns all objects; ``url`` may take that role on."""
+    engine = sa.create_engine(driver_url(url), poolclass=sa.NullPool, hide_parameters=True)
+    try:
+        with engine.begin() as connection:
+            connection.execute(sa.text(f"SET LOCAL ROLE {OWNER_ROLE}"))
+            yield connection
+    except DBAPIError as error:
+        raise HubError(_reason(error)) from error
+    finally:
+        engine.dispose()
 
 
 @asynccontextmanager

@@ -18,8 +18,9 @@ from hub_server.database import identifier, tenant_table
 from hub_server.errors import HubError, Reason
 from hub_server.rows import Row
 
-# Ids of calls that belong to no user (CreateUser) are kept under this one.
+# Under these the ids of calls are kept that belong to no user (CreateUser), or to no tenant.
 NO_USER: Final = "00000000-0000-0000-0000-000000000000"
+NO_TENANT: Final = NO_USER
 KEPT: Final = dt.timedelta(hours=24)
 
 request_ids = tenant_table(

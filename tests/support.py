@@ -27,8 +27,9 @@ from hub_client.v1 import (
 )
 from hub_server.caller import Caller
 from hub_server.database import Database
-from hub_server.identity.repository import IdentityRepository
-from hub_server.identity.secrets import SERVICE_KEY, Secret
+from hub_server.identity.access_repository import AccessRepository
+from hub_server.identity.scopes import EVERYTHING
+from hub_server.identity.secrets import Secret
 from hub_server.ids import new_id
 from hub_server.server import serving
 from hub_server.settings import Settings
@@ -80,11 +81,12 @@ class Hub:
 
     async def new_tenant(self) -> Tenant:
         """Create a tenant as the first start does, under another name."""
-        caller, secret = Caller.hub(new_id()), Secret.new(SERVICE_KEY)
+        caller, key_id = Caller.hub(new_id()), new_id()
+        secret = Secret.service_key(key_id)
         async with self.database.transaction(caller) as connection:
-            repository = IdentityRepository(connection, caller.tenant_id)
-            await repository.add_tenant(uuid.uuid4().hex)
-            await repository.add_credential("service_key", secret.hash)
+            access = AccessRepository(connection, caller)
+            await access.add_tenant(uuid.uuid4().hex)
+            await access.add_credential("service_key", secret.hash, key_id, scopes=list(EVERYTHING))
         return Tenant(caller.tenant_id, secret.text, self, self.client(secret.text))
 
     def sql(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:

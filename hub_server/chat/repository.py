@@ -34,6 +34,7 @@ _MESSAGE: Final = tuple(
 #
 # session   locks the sessions by id, so that no two groups can wait for each other in a circle,
 #           and reads each as the last group left it;
+# budget    locks what their users have used, by id, after the sessions for the same reason;
 # judged    says of each item what hinders it, or that it repeats an earlier call;
 # claimed   spends the request ids; one that a concurrent group has just spent is not returned,
 #           and its item comes out as RACED, to be judged again by the next statement;
@@ -63,6 +64,14 @@ session AS (
       AND s.deleted_at IS NULL AND u.deleted_at IS NULL
     ORDER BY s.session_id
     FOR NO KEY UPDATE OF s
+),
+budget AS (
+    SELECT g.user_id, g.period_start, hub_period_start(c.budget_period, c.timezone) AS start
+    FROM user_usage g
+    JOIN user_configs c ON c.tenant_id = g.tenant_id AND c.user_id = g.user_id
+    WHERE g.tenant_id = :tenant_id AND g.user_id IN (SELECT user_id FROM session)
+    ORDER BY g.user_id
+    FOR NO KEY UPDATE OF g
 ),
 judged AS (
     SELECT item.*, session.user_id, session.last_seq, session.enable_chat_history,
@@ -122,6 +131,18 @@ advanced AS (
     FROM (SELECT session_id, count(*) AS messages, sum(token_count) AS tokens
           FROM accepted GROUP BY session_id) added
     WHERE s.tenant_id = :tenant_id AND s.session_id = added.session_id
+),
+used AS (
+    UPDATE user_usage g
+    SET total_tokens_used = g.total_tokens_used + added.tokens,
+        period_tokens_used = added.tokens
+            + CASE WHEN g.period_start IS NOT DISTINCT FROM added.start
+                   THEN g.period_tokens_used ELSE 0 END,
+        period_start = added.start, updated_at = clock_timestamp()
+    FROM (SELECT accepted.user_id, budget.start, sum(accepted.token_count) AS tokens
+          FROM accepted JOIN budget ON budget.user_id = accepted.user_id
+          GROUP BY accepted.user_id, budget.start) added
+    WHERE g.tenant_id = :tenant_id AND g.user_id = added.user_id AND added.tokens > 0
 )
 SELECT CASE WHEN judged.outcome = 'ACCEPTED' AND written.seq IS NULL THEN 'RACED'
             ELSE judged.outcome END AS outcome,

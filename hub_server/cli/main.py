@@ -1,18 +1,16 @@
-"""``hub serve`` and ``hub migrate``."""
+"""``hub serve``, ``hub migrate`` and ``hub admin``."""
 
 import asyncio
 import os
-import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import NoReturn
 
 import typer
 from pydantic import ValidationError
 
 from hub_server import server
+from hub_server.cli import admin
+from hub_server.cli.own_postgres import end_leases, own_postgres
 from hub_server.database import as_role
 from hub_server.errors import HubError
 from hub_server.limits import ContractError
@@ -27,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(admin.app, name="admin")
 
 
 def main() -> None:
@@ -58,9 +57,9 @@ def serve() -> None:
     if settings.database_url is not None:
         asyncio.run(server.run(settings, settings.database_url.get_secret_value()))
         return
-    with _own_postgres(settings) as url:
+    with own_postgres(settings) as url:
         migrate(url, settings.server_role)
-        _end_leases(url)
+        end_leases(url)
         asyncio.run(server.run(settings, as_role(url, settings.server_role)))
 
 
@@ -72,39 +71,8 @@ def migrate_command() -> None:
     if given is not None:
         migrate(given.get_secret_value(), settings.server_role)
         return
-    with _own_postgres(settings) as url:
+    with own_postgres(settings) as url:
         migrate(url, settings.server_role)
-
-
-def _end_leases(url: str) -> None:
-    from hub_server.postgres import end_leases  # noqa: PLC0415 - as below
-
-    end_leases(url)
-
-
-@contextmanager
-def _own_postgres(settings: Settings) -> Iterator[str]:
-    """Run the embedded Postgres; it stops however this process is asked to end."""
-    # Imported here: with HUB_DATABASE_URL set, the extra `embedded` need not be installed.
-    from hub_server.postgres import embedded_postgres, exclusive  # noqa: PLC0415
-
-    # Cut off in the midst of its start Postgres would be left running: the end waits until then.
-    asked: list[int] = []
-    _on_signals(lambda number, _: asked.append(number))
-    with exclusive(settings.data_dir), embedded_postgres(settings.data_dir) as url:
-        try:
-            _on_signals(lambda *_: sys.exit(0))
-            if asked:
-                sys.exit(0)
-            yield url
-        finally:
-            # A second signal must not interrupt the stop of Postgres.
-            _on_signals(signal.SIG_IGN)
-
-
-def _on_signals(handler: Callable[[int, object], None] | signal.Handlers) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handler)
 
 
 def _fail(message: str) -> NoReturn:

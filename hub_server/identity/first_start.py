@@ -10,9 +10,10 @@ from typing import Final
 
 from hub_server.caller import Caller
 from hub_server.database import Database
+from hub_server.identity.access_repository import AccessRepository, SystemRepository
 from hub_server.identity.logins import DEFAULT_TENANT
-from hub_server.identity.repository import IdentityRepository, SystemRepository
-from hub_server.identity.secrets import SERVICE_KEY, Secret
+from hub_server.identity.scopes import EVERYTHING
+from hub_server.identity.secrets import Secret
 from hub_server.ids import new_id
 from hub_server.settings import Settings
 
@@ -29,12 +30,15 @@ async def ensure_default_tenant(database: Database, key_file: Path) -> bool:
     async with database.system() as connection:
         if await SystemRepository(connection).has_tenants():
             return False
-    caller, secret = Caller.hub(new_id()), Secret.new(SERVICE_KEY)
+    caller, key_id = Caller.hub(new_id()), new_id()
+    secret = Secret.service_key(key_id)
     async with database.transaction(caller) as connection:
-        repository = IdentityRepository(connection, caller.tenant_id)
-        if not await repository.add_tenant(DEFAULT_TENANT):
+        access = AccessRepository(connection, caller)
+        if not await access.add_tenant(DEFAULT_TENANT):
             return False
-        await repository.add_credential("service_key", secret.hash, name="first start")
+        await access.add_credential(
+            "service_key", secret.hash, key_id, name="first start", scopes=list(EVERYTHING)
+        )
         _write_private(key_file, secret.text)
     return True
 

@@ -1,6 +1,8 @@
 """Rules of logins: passwords for tokens, tokens for the next ones, and their end."""
 
 import datetime as dt
+import hashlib
+import hmac
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,8 +12,8 @@ from hub_server.caller import Caller
 from hub_server.database import Database
 from hub_server.errors import HubError, Reason
 from hub_server.identity import refresh
+from hub_server.identity.access_repository import AccessRepository, SystemRepository
 from hub_server.identity.refresh import RefreshToken
-from hub_server.identity.repository import IdentityRepository, SystemRepository
 from hub_server.identity.secrets import PASSWORD_RESET, Secret
 from hub_server.identity.service import email_key
 from hub_server.ids import new_id
@@ -34,70 +36,87 @@ class Tokens:
     refresh_expires_at: dt.datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How long tokens and logins last, and how often a password may be guessed.
+
+    ``token_ttl`` bounds a user token, ``refresh_ttl`` a login as a whole. Of one account
+    ``attempts`` logins are judged in a ``window``; a login that succeeds begins a new one.
+    ``account_key`` is the secret under which accounts are counted.
+    """
+
+    token_ttl: dt.timedelta
+    refresh_ttl: dt.timedelta
+    attempts: int
+    window: dt.timedelta
+    account_key: bytes
+
+
 class Logins:
     """Logins and the tokens that descend from them."""
 
-    def __init__(
-        self,
-        database: Database,
-        passwords: Passwords,
-        token_ttl: dt.timedelta,
-        refresh_ttl: dt.timedelta,
-    ) -> None:
-        """``token_ttl`` bounds a user token, ``refresh_ttl`` a login as a whole."""
+    def __init__(self, database: Database, passwords: Passwords, terms: Terms) -> None:
+        """Keep logins in the given database, on these terms."""
         self._database = database
         self._passwords = passwords
-        self._token_ttl = token_ttl
-        self._refresh_ttl = refresh_ttl
+        self._terms = terms
 
     async def login(self, caller: Caller | None, email: str, password: str) -> tuple[Tokens, Row]:
         """Exchange email and password for tokens; return them and the user. Raises LOGIN_FAILED.
 
-        Whatever is wrong, one hash is computed, so that time tells nothing of the cause.
+        Whatever is wrong, it takes two statements and one hash, so that time tells nothing of the
+        cause. Only a replaced hash, after a login that succeeded, costs more.
         """
         caller = caller or await self._default_tenant()
-        async with self._database.statement(caller) as connection:
-            repository = IdentityRepository(connection, caller.tenant_id)
-            row = await repository.login(_key_or_nobody(email))
-        stored = None if row is None else row["password_hash"]
+        key = _key_or_nobody(email)
+        row = await self._charge(caller, key)
+        stored = None if row["is_throttled"] else row["password_hash"]
         fits = await self._passwords.verify(password, stored)
-        if row is None or not fits or not row["is_active"]:
-            raise HubError(Reason.REASON_LOGIN_FAILED)
+        tokens, user = await self._settle(caller, key, row, fits=fits)
+        if user is None:
+            raise _refused(row)
         if self._passwords.is_outdated(row["password_hash"]):
             await self._rehash(caller, row, password)
-        return await self._begin(caller, row["user_id"])
+        return tokens, user
 
     async def change_password(self, caller: Caller, user_id: str, old: str, new: str) -> int:
         """Change a password that is known; return how many other logins ended.
 
-        Raises NOT_FOUND, LOGIN_FAILED or PASSWORD_REFUSED.
+        Raises NOT_FOUND, LOGIN_FAILED or PASSWORD_REFUSED. It counts as an attempt to log in.
         """
         async with self._database.statement(caller) as connection:
-            row = await IdentityRepository(connection, caller.tenant_id).passwords(user_id)
-        if row is None:
+            user = await AccessRepository(connection, caller).passwords(user_id)
+        if user is None:
             raise HubError(Reason.REASON_NOT_FOUND, resource="user")
-        if not await self._passwords.verify(old, row["password_hash"]):
-            raise HubError(Reason.REASON_LOGIN_FAILED)
-        check_new(new, row["email"])
+        key = email_key(user["email"])
+        row = await self._charge(caller, key)
+        stored = None if row["is_throttled"] else row["password_hash"]
+        if not await self._passwords.verify(old, stored):
+            await self._note(caller, "authn_password_change_fail", user_id, done=False)
+            raise _refused(row)
+        check_new(new, user["email"])
         hashed = await self._passwords.hash(new)
         async with self._database.transaction(caller) as connection:
-            repository = IdentityRepository(connection, caller.tenant_id)
-            if not await repository.set_password(user_id, row["password_hash"], hashed):
-                raise HubError(Reason.REASON_LOGIN_FAILED)
-            await repository.end_resets(user_id)
-            return await repository.end_logins(user_id, but=caller.credential_id)
+            access = AccessRepository(connection, caller)
+            if not await access.set_password(user_id, stored, hashed):
+                raise _refused(row)
+            await access.forget_attempts(self._account(key))
+            await access.end_resets(user_id)
+            await access.note("authn_password_change", "user", user_id)
+            return await access.end_logins(user_id, but=caller.credential_id)
 
     async def create_reset(self, caller: Caller, user_id: str) -> tuple[str, dt.datetime]:
         """Make a one-time token for a new password; return it and its end. Raises NOT_FOUND."""
         secret, expires_at = Secret.new(PASSWORD_RESET), dt.datetime.now(dt.UTC) + _RESET_TTL
         async with self._database.transaction(caller) as connection:
-            repository = IdentityRepository(connection, caller.tenant_id)
-            if await repository.user(user_id) is None:
+            access = AccessRepository(connection, caller)
+            if await access.passwords(user_id) is None:
                 raise HubError(Reason.REASON_NOT_FOUND, resource="user")
-            await repository.end_resets(user_id)
-            await repository.add_credential(
+            await access.end_resets(user_id)
+            await access.add_credential(
                 "password_reset", secret.hash, user_id=user_id, expires_at=expires_at
             )
+            await access.note("authn_token_created", "user", user_id)
         return secret.text, expires_at
 
     async def confirm_reset(self, text: str, new: str) -> int:
@@ -107,24 +126,24 @@ class Logins:
         """
         secret = Secret.of(text)
         async with self._database.system() as connection:
-            found = await SystemRepository(connection).authenticate([secret.hash])
+            found = await SystemRepository(connection).authenticate([secret.hash], [None])
         if not found or found[0]["kind"] != "password_reset":
             raise HubError(Reason.REASON_CREDENTIAL_INVALID)
         caller, user_id = Caller.hub(found[0]["tenant_id"]), found[0]["user_id"]
         async with self._database.statement(caller) as connection:
-            row = await IdentityRepository(connection, caller.tenant_id).passwords(user_id)
+            row = await AccessRepository(connection, caller).passwords(user_id)
         if row is None:
             raise HubError(Reason.REASON_CREDENTIAL_INVALID)
         check_new(new, row["email"])
         hashed = await self._passwords.hash(new)
         async with self._database.transaction(caller) as connection:
-            repository = IdentityRepository(connection, caller.tenant_id)
-            spent = await repository.end_resets(user_id, secret.hash)
-            if not spent or not await repository.set_password(
-                user_id, row["password_hash"], hashed
-            ):
+            access = AccessRepository(connection, caller)
+            spent = await access.end_resets(user_id, secret.hash)
+            if not spent or not await access.set_password(user_id, row["password_hash"], hashed):
                 raise HubError(Reason.REASON_CREDENTIAL_INVALID)
-            return await repository.end_logins(user_id)
+            await access.forget_attempts(self._account(email_key(row["email"])))
+            await access.note("authn_password_change", "user", user_id)
+            return await access.end_logins(user_id)
 
     async def refresh(self, text: str) -> Tokens:
         """Exchange a refresh token for the next pair. Raises CREDENTIAL_INVALID.
@@ -141,7 +160,7 @@ class Logins:
             raise HubError(Reason.REASON_CREDENTIAL_INVALID)
         caller = Caller.hub(tenant_id)
         async with self._database.transaction(caller) as connection:
-            tokens = await self._step(IdentityRepository(connection, tenant_id), token)
+            tokens = await self._step(AccessRepository(connection, caller), token)
         if tokens is None:
             raise HubError(Reason.REASON_CREDENTIAL_INVALID)
         return tokens
@@ -149,32 +168,34 @@ class Logins:
     async def introspect(self, caller: Caller, text: str) -> Row | None:
         """Return the credential of the caller's tenant with this text if it is valid, or None."""
         async with self._database.statement(caller) as connection:
-            repository = IdentityRepository(connection, caller.tenant_id)
-            return await repository.valid_credential(Secret.of(text).hash)
+            access = AccessRepository(connection, caller)
+            return await access.valid_credential(Secret.of(text).hash)
 
     async def end(self, caller: Caller, *, every: bool) -> int:
         """End the caller's login, or all logins of his; return how many ended."""
-        if caller.user_id is None:
+        if caller.user_id is None or caller.scopes is not None:
             raise HubError.invalid("authorization", "must be a user token")
         login_id = None if every else caller.credential_id
-        async with self._database.statement(caller) as connection:
-            repository = IdentityRepository(connection, caller.tenant_id)
-            return await repository.end_logins(caller.user_id, login_id)
+        async with self._database.transaction(caller) as connection:
+            access = AccessRepository(connection, caller)
+            await access.note("authn_token_revoked", "login", login_id or "")
+            return await access.end_logins(caller.user_id, login_id)
 
     async def revoke(self, caller: Caller, login_id: str) -> None:
         """End a login the caller may see. Raises NOT_FOUND."""
-        async with self._database.statement(caller) as connection:
-            repository = IdentityRepository(connection, caller.tenant_id)
-            if not await repository.end_logins(caller.user_id, login_id):
+        async with self._database.transaction(caller) as connection:
+            access = AccessRepository(connection, caller)
+            if not await access.end_logins(caller.user_id, login_id):
                 raise HubError(Reason.REASON_NOT_FOUND, resource="login")
+            await access.note("authn_token_revoked", "login", login_id)
 
     async def list_logins(
         self, caller: Caller, user_id: str, page: Page
     ) -> tuple[Sequence[Row], str | None]:
         """Return a page of living logins and the key of the next. Raises NOT_FOUND."""
         async with self._database.statement(caller) as connection:
-            repository = IdentityRepository(connection, caller.tenant_id)
-            rows = await repository.list_logins(user_id, page)
+            access = AccessRepository(connection, caller)
+            rows = await access.list_logins(user_id, page)
         active_user(rows[0] if rows else None)
         logins = [row for row in rows if row["credential_id"] is not None]
         return split(logins, page.size, lambda row: str(row["credential_id"]))
@@ -190,23 +211,32 @@ class Logins:
         """Replace an outdated hash; a password that was changed meanwhile stays as it is."""
         hashed = await self._passwords.hash(password)
         async with self._database.statement(caller) as connection:
-            repository = IdentityRepository(connection, caller.tenant_id)
-            await repository.set_password(user["user_id"], user["password_hash"], hashed)
+            access = AccessRepository(connection, caller)
+            await access.set_password(user["user_id"], user["password_hash"], hashed)
 
-    async def _begin(self, caller: Caller, user_id: str) -> tuple[Tokens, Row]:
+    async def _charge(self, caller: Caller, key: str) -> Row:
+        """Count an attempt against an account and return what decides it."""
+        async with self._database.statement(caller) as connection:
+            return await AccessRepository(connection, caller).charge_login(
+                key, self._account(key), self._terms.attempts, self._terms.window
+            )
+
+    async def _settle(
+        self, caller: Caller, key: str, row: Row, *, fits: bool
+    ) -> tuple[Tokens, Row | None]:
+        """Begin a login if the password fits; return its tokens, void when the user is None."""
         login_id, family_key, pair = new_id(), secrets.token_bytes(32), refresh.new_pair()
-        ends = dt.datetime.now(dt.UTC) + self._refresh_ttl
+        ends = dt.datetime.now(dt.UTC) + self._terms.refresh_ttl
         tokens = self._tokens(login_id, family_key, pair, ends)
-        async with self._database.transaction(caller) as connection:
-            repository = IdentityRepository(connection, caller.tenant_id)
-            user = await repository.touch_login(user_id)
-            if user is None:
-                raise HubError(Reason.REASON_LOGIN_FAILED)
-            await repository.add_credential(
-                "user_token",
-                Secret.of(tokens.token).hash,
-                login_id,
-                user_id=user_id,
+        async with self._database.statement(caller) as connection:
+            user = await AccessRepository(connection, caller).settle_login(
+                fits=fits,
+                user_id=row["user_id"],
+                password_hash=row["password_hash"],
+                account_key=self._account(key),
+                failure="authn_login_lock" if row["is_throttled"] else "authn_login_fail",
+                login_id=login_id,
+                secret_hash=Secret.of(tokens.token).hash,
                 expires_at=tokens.expires_at,
                 refresh_hash=Secret.of(tokens.refresh_token).hash,
                 family_key=family_key,
@@ -214,9 +244,18 @@ class Logins:
             )
         return tokens, user
 
-    async def _step(self, repository: IdentityRepository, token: RefreshToken) -> Tokens | None:
+    async def _note(self, caller: Caller, event: str, user_id: str, *, done: bool) -> None:
+        async with self._database.statement(caller) as connection:
+            access = AccessRepository(connection, caller)
+            await access.note(event, "user", user_id, done=done)
+
+    def _account(self, key: str) -> bytes:
+        """Return what stands for an email in the throttle: an HMAC, since it may be nobody's."""
+        return hmac.digest(self._terms.account_key, key.encode(), hashlib.sha256)
+
+    async def _step(self, access: AccessRepository, token: RefreshToken) -> Tokens | None:
         """Return the pair this token buys, or None; ends a login whose old token is used."""
-        login = await repository.lock_login(token.login_id)
+        login = await access.lock_login(token.login_id)
         if login is None or not token.is_genuine(login["family_key"]):
             return None
         ends: dt.datetime = login["refresh_expires_at"]
@@ -225,11 +264,12 @@ class Logins:
             again = self._tokens(token.login_id, login["family_key"], pair, ends)
             return replace(again, expires_at=login["expires_at"])
         if token.hash != login["refresh_hash"]:
-            await repository.end_logins(login["user_id"], token.login_id)
+            await access.end_logins(login["user_id"], token.login_id)
+            await access.note("authn_token_reuse", "login", token.login_id, done=False)
             return None
         pair = refresh.new_pair()
         tokens = self._tokens(token.login_id, login["family_key"], pair, ends)
-        await repository.set_login(
+        await access.set_login(
             token.login_id,
             secret_hash=Secret.of(tokens.token).hash,
             expires_at=tokens.expires_at,
@@ -245,10 +285,16 @@ class Logins:
         return Tokens(
             login_id=login_id,
             token=refresh.user_token(pair),
-            expires_at=min(dt.datetime.now(dt.UTC) + self._token_ttl, ends),
+            expires_at=min(dt.datetime.now(dt.UTC) + self._terms.token_ttl, ends),
             refresh_token=refresh_token.text,
             refresh_expires_at=ends,
         )
+
+
+def _refused(row: Row) -> HubError:
+    """Return the one answer to a login that failed; it tells only whether to wait."""
+    wait = max(row["wait"].total_seconds(), 0.0) if row["is_throttled"] else None
+    return HubError(Reason.REASON_LOGIN_FAILED, retry_after=wait)
 
 
 def _key_or_nobody(email: str) -> str:

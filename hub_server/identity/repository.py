@@ -5,10 +5,16 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hub_server.identity.models import credentials, hub_keys, tenants, user_configs, users
+from hub_server.identity.models import (
+    default_configs,
+    tenants,
+    user_configs,
+    user_usage,
+    users,
+)
 from hub_server.ids import new_id
 from hub_server.paging import Page
 from hub_server.rows import Row
@@ -26,185 +32,68 @@ _USER: Final = (
 _CONFIG: Final = tuple(
     column for column in user_configs.c if column.name not in ("tenant_id", "config_id")
 )
-_AUTHENTICATE: Final = sa.text(
-    "SELECT secret_hash, tenant_id, credential_id, kind, user_id FROM hub_authenticate(:hashes)"
-).columns(
-    tenant_id=sa.Uuid(as_uuid=False),
-    credential_id=sa.Uuid(as_uuid=False),
-    user_id=sa.Uuid(as_uuid=False),
-)
-_TENANT_NAMED: Final = sa.text("SELECT hub_tenant_named(:name) AS tenant_id").columns(
-    tenant_id=sa.Uuid(as_uuid=False)
-)
-_TENANT_OF_LOGIN: Final = sa.text("SELECT hub_tenant_of_login(:login) AS tenant_id").columns(
-    tenant_id=sa.Uuid(as_uuid=False)
-)
-_LOGIN: Final = (
-    credentials.c.credential_id,
-    credentials.c.user_id,
-    credentials.c.created_at,
-    credentials.c.refreshed_at,
-    credentials.c.refresh_expires_at,
+_SETTINGS: Final = tuple(
+    column
+    for column in default_configs.c
+    if column.name not in ("tenant_id", "created_at", "updated_at")
 )
 
-
-class SystemRepository:
-    """What is asked before a tenant is known; each is a function of the owner."""
-
-    def __init__(self, connection: AsyncConnection) -> None:
-        """Work on a connection that carries no tenant."""
-        self._connection = connection
-
-    async def authenticate(self, hashes: Sequence[bytes]) -> Sequence[Row]:
-        """Return the credentials among these hashes that are valid now."""
-        result = await self._connection.execute(_AUTHENTICATE, {"hashes": list(hashes)})
-        return result.mappings().all()
-
-    async def tenant_named(self, name: str) -> str | None:
-        """Return the id of an active tenant, or None."""
-        tenant: str | None = await self._connection.scalar(_TENANT_NAMED, {"name": name})
-        return tenant
-
-    async def tenant_of_login(self, login_id: str) -> str | None:
-        """Return the tenant in which a login was made, or None."""
-        tenant: str | None = await self._connection.scalar(_TENANT_OF_LOGIN, {"login": login_id})
-        return tenant
-
-    async def has_tenants(self) -> bool:
-        """Tell whether any tenant exists."""
-        return bool(await self._connection.scalar(sa.text("SELECT hub_has_tenants()")))
-
-    async def key(self, name: str) -> bytes:
-        """Return a secret that all hubs over this database share."""
-        query = sa.select(hub_keys.c.secret).where(hub_keys.c.name == name)
-        return bytes((await self._connection.execute(query)).scalar_one())
+# What users have used: of one of them or of a page, most tokens first. A period that is over
+# counts as not begun; nothing is written for that.
+_USAGE: Final = """
+SELECT g.user_id, g.total_tokens_used, g.reserved_tokens, period.start AS period_start,
+       period.used AS period_tokens_used,
+       greatest(c.max_tokens - period.used - g.reserved_tokens, 0) AS tokens_left,
+       (SELECT count(*) FROM chat_sessions s WHERE s.tenant_id = g.tenant_id
+            AND s.user_id = g.user_id AND s.is_active AND s.deleted_at IS NULL) AS active_sessions,
+       (SELECT coalesce(sum(s.last_seq), 0) FROM chat_sessions s WHERE s.tenant_id = g.tenant_id
+            AND s.user_id = g.user_id AND s.deleted_at IS NULL)::bigint AS messages,
+       (SELECT count(*) FROM memory_store m WHERE m.tenant_id = g.tenant_id
+            AND m.user_id = g.user_id AND m.deleted_at IS NULL) AS memories,
+       (SELECT count(*) FROM documents d WHERE d.tenant_id = g.tenant_id
+            AND d.user_id = g.user_id AND d.deleted_at IS NULL) AS documents,
+       {bytes} AS bytes
+FROM user_usage g
+JOIN users u ON u.tenant_id = g.tenant_id AND u.user_id = g.user_id AND u.deleted_at IS NULL
+JOIN user_configs c ON c.tenant_id = g.tenant_id AND c.user_id = g.user_id
+CROSS JOIN LATERAL (
+    SELECT start, CASE WHEN c.budget_period = 'lifetime' THEN g.total_tokens_used
+                       WHEN g.period_start = start THEN g.period_tokens_used
+                       ELSE 0 END AS used
+    FROM (SELECT hub_period_start(c.budget_period, c.timezone) AS start) this) period
+WHERE g.tenant_id = :tenant_id AND {which}
+"""
+_BYTES: Final = """
+       (SELECT coalesce(sum(pg_column_size(m.content) + coalesce(pg_column_size(m.metadata), 0)), 0)
+        FROM chat_messages m
+        JOIN chat_sessions s ON s.tenant_id = m.tenant_id AND s.session_id = m.session_id
+        WHERE s.tenant_id = g.tenant_id AND s.user_id = g.user_id AND m.content IS NOT NULL)
+     + (SELECT coalesce(sum(pg_column_size(m.memory_content) + pg_column_size(m.embedding)), 0)
+        FROM memory_store m WHERE m.tenant_id = g.tenant_id AND m.user_id = g.user_id)
+     + (SELECT coalesce(sum(pg_column_size(d.text)), 0)
+        FROM documents d WHERE d.tenant_id = g.tenant_id AND d.user_id = g.user_id)
+     + (SELECT coalesce(sum(pg_column_size(k.content) + pg_column_size(k.embedding)), 0)
+        FROM documents d
+        JOIN chunks k ON k.tenant_id = d.tenant_id AND k.document_id = d.document_id
+        WHERE d.tenant_id = g.tenant_id AND d.user_id = g.user_id)
+"""
+_USAGE_PAGE: Final = """
+(:after_tokens ::bigint IS NULL
+ OR (g.total_tokens_used, g.user_id) < (:after_tokens ::bigint, :after_id ::uuid))
+ORDER BY g.total_tokens_used DESC, g.user_id DESC LIMIT :most
+"""
 
 
 class IdentityRepository:
-    """Users, configurations and credentials of one tenant."""
+    """Users, their configurations and what they use, of one tenant."""
 
     def __init__(self, connection: AsyncConnection, tenant_id: str) -> None:
         """Work within the transaction of ``connection``."""
         self._connection = connection
         self._tenant_id = tenant_id
 
-    async def add_tenant(self, name: str) -> bool:
-        """Add this tenant; False when another bears the name already."""
-        statement = insert(tenants).values(tenant_id=self._tenant_id, name=name)
-        statement = statement.on_conflict_do_nothing(index_elements=["name"])
-        added = await self._connection.execute(statement.returning(tenants.c.tenant_id))
-        return added.first() is not None
-
-    async def add_credential(
-        self, kind: str, secret_hash: bytes, credential_id: str | None = None, **values: Any
-    ) -> str:
-        """Add a service key or user token; return its id."""
-        credential_id = credential_id or new_id()
-        await self._connection.execute(
-            sa.insert(credentials).values(
-                tenant_id=self._tenant_id,
-                credential_id=credential_id,
-                kind=kind,
-                secret_hash=secret_hash,
-                **values,
-            )
-        )
-        return credential_id
-
-    async def valid_credential(self, secret_hash: bytes) -> Row | None:
-        """Return the credential with this hash if a call with it would be let in, or None."""
-        expires_at = credentials.c.expires_at
-        query = (
-            sa.select(
-                credentials.c.credential_id, credentials.c.kind, credentials.c.user_id, expires_at
-            )
-            .outerjoin(users, _same_user(users, credentials))
-            .where(
-                credentials.c.tenant_id == self._tenant_id,
-                credentials.c.secret_hash == secret_hash,
-                credentials.c.revoked_at.is_(None),
-                expires_at.is_(None) | (expires_at > sa.func.clock_timestamp()),
-                credentials.c.user_id.is_(None)
-                | (users.c.is_active & users.c.deleted_at.is_(None)),
-            )
-        )
-        return (await self._connection.execute(query)).mappings().first()
-
-    async def lock_login(self, login_id: str) -> Row | None:
-        """Return a login that has not ended, of a user who may log in, and hold it; or None."""
-        query = (
-            sa.select(
-                *_LOGIN,
-                credentials.c.refresh_hash,
-                credentials.c.previous_hash,
-                credentials.c.reissue,
-                credentials.c.family_key,
-                credentials.c.expires_at,
-            )
-            .join(users, _same_user(users, credentials))
-            .where(
-                *self._living_logins(),
-                credentials.c.credential_id == login_id,
-                users.c.is_active,
-                users.c.deleted_at.is_(None),
-            )
-            .with_for_update(of=credentials)
-        )
-        return (await self._connection.execute(query)).mappings().first()
-
-    async def set_login(self, login_id: str, **values: Any) -> None:
-        """Change a login that ``lock_login`` holds."""
-        await self._connection.execute(
-            sa.update(credentials)
-            .where(
-                credentials.c.tenant_id == self._tenant_id,
-                credentials.c.credential_id == login_id,
-            )
-            .values(**values, updated_at=sa.func.clock_timestamp())
-        )
-
-    async def end_logins(
-        self, user_id: str | None, login_id: str | None = None, *, but: str | None = None
-    ) -> int:
-        """End a user's logins, or the one named; ``user_id`` None = whoever's it is.
-
-        The login ``but`` goes on.
-        """
-        statement = sa.update(credentials).where(*self._living_logins())
-        if user_id is not None:
-            statement = statement.where(credentials.c.user_id == user_id)
-        if login_id is not None:
-            statement = statement.where(credentials.c.credential_id == login_id)
-        if but is not None:
-            statement = statement.where(credentials.c.credential_id != but)
-        now = sa.func.clock_timestamp()
-        ended = await self._connection.execute(
-            statement.values(revoked_at=now, updated_at=now).returning(credentials.c.credential_id)
-        )
-        return len(ended.all())
-
-    async def list_logins(self, user_id: str, page: Page) -> Sequence[Row]:
-        """Return a page of a user's living logins and one more, newest first.
-
-        One row with no credential_id stands for a user without logins; no row, for no user.
-        """
-        found = sa.select(*_LOGIN).where(
-            *self._living_logins(), credentials.c.user_id == users.c.user_id
-        )
-        if page.after:
-            found = found.where(credentials.c.credential_id < page.after)
-        found = found.order_by(credentials.c.credential_id.desc()).limit(page.size + 1)
-        rows = found.lateral("page")
-        query = (
-            sa.select(users.c.is_active.label("user_is_active"), rows)
-            .select_from(users.outerjoin(rows, sa.true()))
-            .where(*self._is(user_id))
-            .order_by(rows.c.credential_id.desc())
-        )
-        return (await self._connection.execute(query)).mappings().all()
-
-    async def add_user(self, **values: Any) -> Row | None:
-        """Add a user with a default configuration; None when the email is taken."""
+    async def add_user(self, config: Mapping[str, Any], **values: Any) -> Row | None:
+        """Add a user with this configuration; None when the email is taken."""
         user_id = new_id()
         statement = (
             insert(users)
@@ -214,13 +103,25 @@ class IdentityRepository:
         )
         row = (await self._connection.execute(statement)).mappings().first()
         if row is not None:
-            config = {"tenant_id": self._tenant_id, "config_id": new_id(), "user_id": user_id}
-            await self._connection.execute(sa.insert(user_configs).values(config))
+            own = {"tenant_id": self._tenant_id, "user_id": user_id}
+            await self._connection.execute(
+                sa.insert(user_configs).values(**own, config_id=new_id(), **config)
+            )
+            await self._connection.execute(sa.insert(user_usage).values(**own))
         return row
 
     async def user(self, user_id: str) -> Row | None:
         """Return a user, or None."""
         query = sa.select(*_USER).where(*self._is(user_id))
+        return (await self._connection.execute(query)).mappings().first()
+
+    async def password_of(self, email_key: str) -> Row | None:
+        """Return the password hash of the user with this email, or None."""
+        query = sa.select(users.c.password_hash).where(
+            users.c.tenant_id == self._tenant_id,
+            users.c.email_key == email_key,
+            users.c.deleted_at.is_(None),
+        )
         return (await self._connection.execute(query)).mappings().first()
 
     async def lock_user(self, user_id: str) -> Row | None:
@@ -260,56 +161,6 @@ class IdentityRepository:
         query = query.order_by(users.c.user_id.desc()).limit(page.size + 1)
         return (await self._connection.execute(query)).mappings().all()
 
-    async def login(self, email_key: str) -> Row | None:
-        """Return what a login decides by, or None when the email is unknown."""
-        query = sa.select(users.c.user_id, users.c.password_hash, users.c.is_active).where(
-            users.c.tenant_id == self._tenant_id,
-            users.c.email_key == email_key,
-            users.c.deleted_at.is_(None),
-        )
-        return (await self._connection.execute(query)).mappings().first()
-
-    async def passwords(self, user_id: str) -> Row | None:
-        """Return a user's email and password hash, or None."""
-        query = sa.select(users.c.email, users.c.password_hash).where(*self._is(user_id))
-        return (await self._connection.execute(query)).mappings().first()
-
-    async def set_password(self, user_id: str, old_hash: str | None, new_hash: str) -> bool:
-        """Replace a hash, unless it is no longer the old one; tell whether it was."""
-        statement = (
-            sa.update(users)
-            .where(*self._is(user_id), users.c.password_hash.is_not_distinct_from(old_hash))
-            .values(password_hash=new_hash, updated_at=sa.func.clock_timestamp())
-            .returning(users.c.user_id)
-        )
-        return (await self._connection.execute(statement)).first() is not None
-
-    async def end_resets(self, user_id: str, secret_hash: bytes | None = None) -> bool:
-        """Void the password resets of a user, or the one named; tell whether there was any."""
-        statement = sa.update(credentials).where(
-            credentials.c.tenant_id == self._tenant_id,
-            credentials.c.user_id == user_id,
-            credentials.c.kind == "password_reset",
-            credentials.c.revoked_at.is_(None),
-        )
-        if secret_hash is not None:
-            statement = statement.where(credentials.c.secret_hash == secret_hash)
-        now = sa.func.clock_timestamp()
-        ended = await self._connection.execute(
-            statement.values(revoked_at=now, updated_at=now).returning(credentials.c.credential_id)
-        )
-        return ended.first() is not None
-
-    async def touch_login(self, user_id: str) -> Row | None:
-        """Note that a user logged in; return the user, or None when disabled meanwhile."""
-        statement = (
-            sa.update(users)
-            .where(*self._is(user_id), users.c.is_active)
-            .values(last_login=sa.func.now())
-            .returning(*_USER)
-        )
-        return (await self._connection.execute(statement)).mappings().first()
-
     async def config(self, user_id: str, *, lock: bool = False) -> Row | None:
         """Return a user's configuration, or None; with ``lock`` nobody else changes it."""
         query = (
@@ -331,13 +182,60 @@ class IdentityRepository:
         )
         return (await self._connection.execute(statement)).mappings().one()
 
-    def _living_logins(self) -> tuple[sa.ColumnElement[bool], ...]:
-        return (
-            credentials.c.tenant_id == self._tenant_id,
-            credentials.c.kind == "user_token",
-            credentials.c.revoked_at.is_(None),
-            credentials.c.refresh_expires_at > sa.func.clock_timestamp(),
+    async def is_time_zone(self, name: str) -> bool:
+        """Tell whether Postgres knows a time zone: its names and Python's are not all the same."""
+        try:
+            async with self._connection.begin_nested():
+                await self._connection.execute(sa.select(sa.func.timezone(name, sa.func.now())))
+        except DBAPIError:
+            return False
+        return True
+
+    async def default_config(self, *, lock: bool = False) -> Row | None:
+        """Return the tenant's defaults, or None when it has none of its own.
+
+        With ``lock`` nobody else changes them, or makes them, until the transaction ends.
+        """
+        if lock:
+            tenant = sa.select(tenants.c.tenant_id).where(tenants.c.tenant_id == self._tenant_id)
+            await self._connection.execute(tenant.with_for_update(key_share=True))
+        query = sa.select(*_SETTINGS, default_configs.c.created_at, default_configs.c.updated_at)
+        query = query.where(default_configs.c.tenant_id == self._tenant_id)
+        return (await self._connection.execute(query)).mappings().first()
+
+    async def set_default_config(self, values: Mapping[str, Any]) -> Row:
+        """Change the tenant's defaults, or make them; return them."""
+        now = sa.func.clock_timestamp()
+        statement = insert(default_configs).values(tenant_id=self._tenant_id, **values)
+        statement = statement.on_conflict_do_update(
+            index_elements=["tenant_id"], set_={**values, "updated_at": now}
         )
+        settings = (*_SETTINGS, default_configs.c.created_at, default_configs.c.updated_at)
+        result = await self._connection.execute(statement.returning(*settings))
+        return result.mappings().one()
+
+    async def usage(self, user_id: str) -> Row | None:
+        """Return what a user has used, or None."""
+        query = sa.text(_USAGE.format(bytes=_BYTES, which="g.user_id = :user_id"))
+        query = query.bindparams(
+            sa.bindparam("tenant_id", self._tenant_id, sa.Uuid(as_uuid=False)),
+            sa.bindparam("user_id", user_id, sa.Uuid(as_uuid=False)),
+        )
+        result = await self._connection.execute(query.columns(user_id=sa.Uuid(as_uuid=False)))
+        return result.mappings().first()
+
+    async def list_usage(self, after: tuple[int, str] | None, most: int) -> Sequence[Row]:
+        """Return so many users' usage, most tokens first, after one of so many and that id."""
+        query = sa.text(_USAGE.format(bytes="0", which=_USAGE_PAGE))
+        tokens, user_id = after or (None, None)
+        query = query.bindparams(
+            sa.bindparam("tenant_id", self._tenant_id, sa.Uuid(as_uuid=False)),
+            after_tokens=tokens,
+            after_id=user_id,
+            most=most,
+        )
+        result = await self._connection.execute(query.columns(user_id=sa.Uuid(as_uuid=False)))
+        return result.mappings().all()
 
     def _is(self, user_id: str) -> tuple[sa.ColumnElement[bool], ...]:
         return (*self._names(user_id), users.c.deleted_at.is_(None))

@@ -13,9 +13,10 @@ from typing import Any, Final
 import idna
 
 from hub_server.caller import Caller
-from hub_server.database import Database
+from hub_server.database import Connection, Database
 from hub_server.errors import HubError, Reason
 from hub_server.idempotency import NO_USER, Claims, Retry
+from hub_server.identity.access_repository import AccessRepository
 from hub_server.identity.repository import IdentityRepository
 from hub_server.paging import Page, split
 from hub_server.passwords import Passwords, check_new
@@ -28,13 +29,17 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     "enable_rag": True,
     "enable_tool": True,
     "max_sessions": None,
+    "max_tokens": None,
+    "budget_period": "lifetime",
     "preferred_language": "en",
     "timezone": "UTC",
 }
+# As the row of a tenant without defaults of its own would be.
+_HUBS_OWN: Final[Row] = {**_DEFAULTS, "created_at": None, "updated_at": None}
 
 
 class IdentityService:
-    """Users and their configurations."""
+    """Users, their configurations and what they have used."""
 
     def __init__(self, database: Database, passwords: Passwords) -> None:
         """Keep users in the given database, their passwords hashed."""
@@ -52,24 +57,38 @@ class IdentityService:
             claims = Claims(connection, caller.tenant_id, NO_USER)
             answer = await claims.claim(retry)
             if answer is None:
-                user = await IdentityRepository(connection, caller.tenant_id).add_user(
-                    email=email,
-                    email_key=email_key(email),
-                    password_hash=hashed,
-                    display_name=display_name,
-                )
-                if user is None:
-                    raise HubError(Reason.REASON_EMAIL_TAKEN)
+                user = await self._add_user(connection, caller, email, hashed, display_name)
                 await claims.keep(retry, user)
                 return user
         await self._check_repeated(caller, email, password)
         return answer
 
+    async def _add_user(
+        self,
+        connection: Connection,
+        caller: Caller,
+        email: str,
+        hashed: str | None,
+        display_name: str,
+    ) -> Row:
+        repository = IdentityRepository(connection, caller.tenant_id)
+        user = await repository.add_user(
+            _settings(await repository.default_config()),
+            email=email,
+            email_key=email_key(email),
+            password_hash=hashed,
+            display_name=display_name,
+        )
+        if user is None:
+            raise HubError(Reason.REASON_EMAIL_TAKEN)
+        await AccessRepository(connection, caller).note("user_created", "user", user["user_id"])
+        return user
+
     async def _check_repeated(self, caller: Caller, email: str, password: str | None) -> None:
         """Refuse a retry that brings another password, which its fingerprint does not tell."""
         async with self._database.statement(caller) as connection:
             repository = IdentityRepository(connection, caller.tenant_id)
-            user = await repository.login(email_key(email))
+            user = await repository.password_of(email_key(email))
         stored = None if user is None else user["password_hash"]
         same = (
             stored is None if password is None else await self._passwords.verify(password, stored)
@@ -109,25 +128,28 @@ class IdentityService:
         values = dict(changes)
         if "email" in values:
             values["email_key"] = email_key(values["email"])
-        return await self._change_user(caller, user_id, values, etag)
+        return await self._change_user(caller, user_id, "user_updated", values, etag)
 
     async def set_active(self, caller: Caller, user_id: str, *, is_active: bool) -> Row:
         """Disable a user or enable him again. Raises NOT_FOUND."""
-        return await self._change_user(caller, user_id, {"is_active": is_active})
+        event = "user_activated" if is_active else "user_archived"
+        return await self._change_user(caller, user_id, event, {"is_active": is_active})
 
     async def delete_user(self, caller: Caller, user_id: str, etag: str) -> Row:
         """Delete a user so that he can be brought back. Raises NOT_FOUND or ETAG_MISMATCH."""
         values = {"deleted_at": dt.datetime.now(dt.UTC)}
-        return await self._change_user(caller, user_id, values, etag)
+        return await self._change_user(caller, user_id, "user_deleted", values, etag)
 
     async def undelete_user(self, caller: Caller, user_id: str) -> Row:
         """Bring a deleted user back. Raises NOT_FOUND."""
-        return await self._change_user(caller, user_id, {"deleted_at": None}, deleted=True)
+        values = {"deleted_at": None}
+        return await self._change_user(caller, user_id, "user_undeleted", values, deleted=True)
 
     async def _change_user(
         self,
         caller: Caller,
         user_id: str,
+        event: str,
         values: Mapping[str, Any],
         etag: str = "",
         *,
@@ -146,6 +168,7 @@ class IdentityService:
             changed = await repository.set_user(user_id, values)
             if changed is None:
                 raise HubError(Reason.REASON_EMAIL_TAKEN)
+            await AccessRepository(connection, caller).note(event, "user", user_id)
             return changed
 
     async def get_config(self, caller: Caller, user_id: str) -> Row:
@@ -157,20 +180,65 @@ class IdentityService:
     async def update_config(
         self, caller: Caller, user_id: str, changes: Mapping[str, Any], etag: str
     ) -> Row:
-        """Change a configuration; None as a value stands for the default.
+        """Change a configuration; None as a value stands for the tenant's default.
 
         Raises INVALID_FIELD, NOT_FOUND or ETAG_MISMATCH.
         """
-        values = {
-            name: _DEFAULTS[name] if value is None else value for name, value in changes.items()
-        }
-        _check_config(values)
         async with self._database.transaction(caller) as connection:
             repository = IdentityRepository(connection, caller.tenant_id)
             current = _found(await repository.config(user_id, lock=True))
             if etag not in ("", config_etag(current)):
                 raise HubError(Reason.REASON_ETAG_MISMATCH)
-            return await repository.set_config(user_id, values) if values else current
+            values = dict(changes)
+            if None in values.values():
+                values = _filled(values, _settings(await repository.default_config()))
+            await _check_config(repository, values)
+            if not values:
+                return current
+            await AccessRepository(connection, caller).note("authz_change", "config", user_id)
+            return await repository.set_config(user_id, values)
+
+    async def get_default_config(self, caller: Caller) -> Row:
+        """Return what the configuration of a new user begins with."""
+        async with self._database.statement(caller) as connection:
+            own = await IdentityRepository(connection, caller.tenant_id).default_config()
+        return _HUBS_OWN if own is None else own
+
+    async def update_default_config(
+        self, caller: Caller, changes: Mapping[str, Any], etag: str
+    ) -> Row:
+        """Change the tenant's defaults; None as a value stands for the hub's own.
+
+        Raises INVALID_FIELD or ETAG_MISMATCH.
+        """
+        values = _filled(changes, _DEFAULTS)
+        async with self._database.transaction(caller) as connection:
+            repository = IdentityRepository(connection, caller.tenant_id)
+            current = await repository.default_config(lock=True) or _HUBS_OWN
+            if etag not in ("", config_etag(current)):
+                raise HubError(Reason.REASON_ETAG_MISMATCH)
+            await _check_config(repository, values)
+            if not values:
+                return current
+            access = AccessRepository(connection, caller)
+            await access.note("authz_change", "config", caller.tenant_id)
+            return await repository.set_default_config(values)
+
+    async def get_usage(self, caller: Caller, user_id: str) -> Row:
+        """Return what a user has used. Raises NOT_FOUND."""
+        async with self._database.statement(caller) as connection:
+            return _found(await IdentityRepository(connection, caller.tenant_id).usage(user_id))
+
+    async def list_usage(self, caller: Caller, page: Page) -> tuple[Sequence[Row], str | None]:
+        """Return a page of what users have used, most tokens first, and the key of the next."""
+        after = None
+        if page.after is not None:
+            tokens, _, user_id = page.after.partition(",")
+            after = int(tokens), user_id
+        async with self._database.statement(caller) as connection:
+            repository = IdentityRepository(connection, caller.tenant_id)
+            rows = await repository.list_usage(after, page.size + 1)
+        return split(rows, page.size, lambda row: f"{row['total_tokens_used']},{row['user_id']}")
 
 
 def email_key(email: str) -> str:
@@ -209,13 +277,24 @@ def user_etag(user: Row) -> str:
 
 
 def _etag(row: Row, names: Iterable[str]) -> str:
-    text = repr([*(row[name] for name in names), row["updated_at"].timestamp()])
+    version = row["updated_at"] and row["updated_at"].timestamp()
+    text = repr([*(row[name] for name in names), version])
     return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()[:16])[:22].decode()
 
 
-def _check_config(values: Mapping[str, Any]) -> None:
+def _settings(defaults: Row | None) -> Mapping[str, Any]:
+    """Return the defaults of a tenant, which are the hub's own unless it has some."""
+    return _DEFAULTS if defaults is None else {name: defaults[name] for name in _DEFAULTS}
+
+
+def _filled(changes: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: defaults[name] if value is None else value for name, value in changes.items()}
+
+
+async def _check_config(repository: IdentityRepository, values: Mapping[str, Any]) -> None:
     bad: list[tuple[str, str]] = []
-    if values.get("timezone", "UTC") not in _timezones():
+    zone = values.get("timezone")
+    if zone is not None and not (zone in _timezones() and await repository.is_time_zone(zone)):
         bad.append(("config.timezone", "must be an IANA time zone"))
     if not _LANGUAGE.fullmatch(values.get("preferred_language", "en")):
         bad.append(("config.preferred_language", "must be a BCP 47 language tag"))

@@ -1,39 +1,34 @@
 """IdentityService on the wire: check, call, convert."""
 
-from typing import Any, Final
-
-from google.protobuf.message import Message
-
 from hub_client.v1 import identity_pb2 as pb
 from hub_server.caller import Caller
 from hub_server.convert import timestamp_to_pb
 from hub_server.errors import HubError
 from hub_server.idempotency import retry_of
+from hub_server.identity import scopes, wire
 from hub_server.identity.authentication import LEVELS
+from hub_server.identity.keys import Keys, Tenants
 from hub_server.identity.logins import Logins
-from hub_server.identity.service import IdentityService, config_etag, user_etag
+from hub_server.identity.service import IdentityService
 from hub_server.paging import PageTokens
-from hub_server.rows import Row
-
-_SETTABLE: Final = (
-    "enable_multichat",
-    "enable_chat_history",
-    "enable_rag",
-    "enable_tool",
-    "max_sessions",
-    "preferred_language",
-    "timezone",
-)
-_USER_SETTABLE: Final = ("email", "display_name")
 
 
 class IdentityServicer:
     """Serves hub.v1.IdentityService."""
 
-    def __init__(self, service: IdentityService, logins: Logins, pages: PageTokens) -> None:
+    def __init__(
+        self,
+        service: IdentityService,
+        logins: Logins,
+        keys: Keys,
+        tenants: Tenants,
+        pages: PageTokens,
+    ) -> None:
         """Serve the given rules."""
         self._identity = service
         self._logins = logins
+        self._keys = keys
+        self._tenants = tenants
         self._pages = pages
 
     async def CreateUser(
@@ -45,12 +40,12 @@ class IdentityServicer:
         user = await self._identity.create_user(
             caller, retry, request.email, password, request.display_name
         )
-        return pb.CreateUserResponse(user=_user_to_pb(user))
+        return pb.CreateUserResponse(user=wire.user_to_pb(user))
 
     async def GetUser(self, request: pb.GetUserRequest, caller: Caller) -> pb.GetUserResponse:
         """Return a user."""
         user = await self._identity.get_user(caller, caller.acting_for(request.user_id))
-        return pb.GetUserResponse(user=_user_to_pb(user))
+        return pb.GetUserResponse(user=wire.user_to_pb(user))
 
     async def ListUsers(self, request: pb.ListUsersRequest, caller: Caller) -> pb.ListUsersResponse:
         """List users."""
@@ -58,61 +53,62 @@ class IdentityServicer:
         users, after = await self._identity.list_users(
             caller,
             page,
-            is_active=_get(request, "is_active"),
+            is_active=wire.optional(request, "is_active"),
             email_prefix=request.email_prefix,
             show_deleted=request.show_deleted,
         )
         return pb.ListUsersResponse(
-            users=map(_user_to_pb, users), next_page_token=self._pages.next(caller, request, after)
+            users=map(wire.user_to_pb, users),
+            next_page_token=self._pages.next(caller, request, after),
         )
 
     async def WhoAmI(self, _: pb.WhoAmIRequest, caller: Caller) -> pb.WhoAmIResponse:
         """Tell who calls."""
         own = caller.user_id
-        user = None if own is None else _user_to_pb(await self._identity.get_user(caller, own))
+        user = None if own is None else wire.user_to_pb(await self._identity.get_user(caller, own))
         return pb.WhoAmIResponse(
             tenant_id=caller.tenant_id,
             credential_id=caller.credential_id,
             level=caller.level,
             user=user,
+            scopes=sorted(caller.scopes or ()),
         )
 
     async def UpdateUser(
         self, request: pb.UpdateUserRequest, caller: Caller
     ) -> pb.UpdateUserResponse:
         """Change a user."""
-        new = request.user
-        changes = {name: getattr(new, name) for name in _user_paths(request)}
+        new, changes = request.user, wire.user_changes(request.user, request.update_mask)
         user = await self._identity.update_user(caller, new.user_id, changes, new.etag)
-        return pb.UpdateUserResponse(user=_user_to_pb(user))
+        return pb.UpdateUserResponse(user=wire.user_to_pb(user))
 
     async def DeactivateUser(
         self, request: pb.DeactivateUserRequest, caller: Caller
     ) -> pb.DeactivateUserResponse:
         """Disable a user."""
         user = await self._identity.set_active(caller, request.user_id, is_active=False)
-        return pb.DeactivateUserResponse(user=_user_to_pb(user))
+        return pb.DeactivateUserResponse(user=wire.user_to_pb(user))
 
     async def ActivateUser(
         self, request: pb.ActivateUserRequest, caller: Caller
     ) -> pb.ActivateUserResponse:
         """Enable a user."""
         user = await self._identity.set_active(caller, request.user_id, is_active=True)
-        return pb.ActivateUserResponse(user=_user_to_pb(user))
+        return pb.ActivateUserResponse(user=wire.user_to_pb(user))
 
     async def DeleteUser(
         self, request: pb.DeleteUserRequest, caller: Caller
     ) -> pb.DeleteUserResponse:
         """Delete a user so that he can be brought back."""
         user = await self._identity.delete_user(caller, request.user_id, request.etag)
-        return pb.DeleteUserResponse(user=_user_to_pb(user))
+        return pb.DeleteUserResponse(user=wire.user_to_pb(user))
 
     async def UndeleteUser(
         self, request: pb.UndeleteUserRequest, caller: Caller
     ) -> pb.UndeleteUserResponse:
         """Bring a deleted user back."""
         user = await self._identity.undelete_user(caller, request.user_id)
-        return pb.UndeleteUserResponse(user=_user_to_pb(user))
+        return pb.UndeleteUserResponse(user=wire.user_to_pb(user))
 
     async def Login(self, request: pb.LoginRequest, caller: Caller | None) -> pb.LoginResponse:
         """Exchange email and password for tokens."""
@@ -120,7 +116,7 @@ class IdentityServicer:
         return pb.LoginResponse(
             token=tokens.token,
             expires_at=timestamp_to_pb(tokens.expires_at),
-            user=_user_to_pb(user),
+            user=wire.user_to_pb(user),
             refresh_token=tokens.refresh_token,
             refresh_expires_at=timestamp_to_pb(tokens.refresh_expires_at),
             login_id=tokens.login_id,
@@ -176,7 +172,7 @@ class IdentityServicer:
         user_id = caller.acting_for(request.user_id)
         logins, after = await self._logins.list_logins(caller, user_id, page)
         return pb.ListLoginsResponse(
-            logins=map(_login_to_pb, logins),
+            logins=map(wire.login_to_pb, logins),
             next_page_token=self._pages.next(caller, request, after),
         )
 
@@ -199,6 +195,7 @@ class IdentityServicer:
             credential_id=credential["credential_id"],
             user_id=credential["user_id"],
             level=LEVELS[credential["kind"]],
+            scopes=wire.scopes_to_pb(credential["scopes"]),
             expires_at=timestamp_to_pb(credential["expires_at"]),
         )
 
@@ -207,78 +204,125 @@ class IdentityServicer:
     ) -> pb.GetUserConfigResponse:
         """Return a configuration."""
         config = await self._identity.get_config(caller, caller.acting_for(request.user_id))
-        return pb.GetUserConfigResponse(config=_config_to_pb(config))
+        return pb.GetUserConfigResponse(config=wire.config_to_pb(config))
 
     async def UpdateUserConfig(
         self, request: pb.UpdateUserConfigRequest, caller: Caller
     ) -> pb.UpdateUserConfigResponse:
         """Change a configuration."""
-        config = await self._identity.update_config(
-            caller, request.config.user_id, _changes(request), request.config.etag
+        new, changes = request.config, wire.config_changes(request.config, request.update_mask)
+        if not new.user_id:
+            raise HubError.invalid("config.user_id", "is required")
+        config = await self._identity.update_config(caller, new.user_id, changes, new.etag)
+        return pb.UpdateUserConfigResponse(config=wire.config_to_pb(config))
+
+    async def GetDefaultConfig(
+        self, _: pb.GetDefaultConfigRequest, caller: Caller
+    ) -> pb.GetDefaultConfigResponse:
+        """Return the defaults of the tenant."""
+        config = await self._identity.get_default_config(caller)
+        return pb.GetDefaultConfigResponse(config=wire.config_to_pb(config))
+
+    async def UpdateDefaultConfig(
+        self, request: pb.UpdateDefaultConfigRequest, caller: Caller
+    ) -> pb.UpdateDefaultConfigResponse:
+        """Change the defaults of the tenant."""
+        changes = wire.config_changes(request.config, request.update_mask)
+        config = await self._identity.update_default_config(caller, changes, request.config.etag)
+        return pb.UpdateDefaultConfigResponse(config=wire.config_to_pb(config))
+
+    async def GetUsage(self, request: pb.GetUsageRequest, caller: Caller) -> pb.GetUsageResponse:
+        """Return what a user has used."""
+        usage = await self._identity.get_usage(caller, caller.acting_for(request.user_id))
+        return pb.GetUsageResponse(usage=wire.usage_to_pb(usage))
+
+    async def ListUsage(self, request: pb.ListUsageRequest, caller: Caller) -> pb.ListUsageResponse:
+        """List what users have used."""
+        page = self._pages.read(caller, request, request.page_size, request.page_token)
+        usages, after = await self._identity.list_usage(caller, page)
+        return pb.ListUsageResponse(
+            usages=map(wire.usage_to_pb, usages),
+            next_page_token=self._pages.next(caller, request, after),
         )
-        return pb.UpdateUserConfigResponse(config=_config_to_pb(config))
 
+    async def CreateApiKey(
+        self, request: pb.CreateApiKeyRequest, caller: Caller
+    ) -> pb.CreateApiKeyResponse:
+        """Make a service key."""
+        wanted = [scopes.to_text(scope) for scope in request.scopes if scope]
+        if len(wanted) != len(request.scopes):
+            raise HubError.invalid("scopes", "must not hold SCOPE_UNSPECIFIED")
+        expires_at = wire.optional_time(request, "expires_at")
+        key, secret = await self._keys.create_key(
+            caller, retry_of(request), request.name, wanted, expires_at
+        )
+        return pb.CreateApiKeyResponse(api_key=wire.key_to_pb(key), secret=secret)
 
-def _changes(request: pb.UpdateUserConfigRequest) -> dict[str, Any]:
-    """Return the values to set; None = back to the default. Raises INVALID_FIELD."""
-    config, paths = request.config, list(request.update_mask.paths)
-    if not paths:
-        paths = [name for name in _SETTABLE if config.HasField(name)]
-    elif paths == ["*"]:
-        paths = list(_SETTABLE)
-    unknown = [path for path in paths if path not in _SETTABLE]
-    if unknown:
-        raise HubError.invalid("update_mask", f"may name: {', '.join(_SETTABLE)}")
-    return {name: _get(config, name) for name in paths}
+    async def ListApiKeys(
+        self, request: pb.ListApiKeysRequest, caller: Caller
+    ) -> pb.ListApiKeysResponse:
+        """List service keys."""
+        page = self._pages.read(caller, request, request.page_size, request.page_token)
+        keys, after = await self._keys.list_keys(caller, page, show_ended=request.show_ended)
+        return pb.ListApiKeysResponse(
+            api_keys=map(wire.key_to_pb, keys),
+            next_page_token=self._pages.next(caller, request, after),
+        )
 
+    async def RevokeApiKey(
+        self, request: pb.RevokeApiKeyRequest, caller: Caller
+    ) -> pb.RevokeApiKeyResponse:
+        """End a service key."""
+        key = await self._keys.revoke_key(caller, request.api_key_id)
+        return pb.RevokeApiKeyResponse(api_key=wire.key_to_pb(key))
 
-def _user_paths(request: pb.UpdateUserRequest) -> list[str]:
-    """Return which fields of a user to change. Raises INVALID_FIELD."""
-    paths = list(request.update_mask.paths)
-    if paths == ["*"]:
-        paths = list(_USER_SETTABLE)
-    elif not paths:
-        paths = [name for name in _USER_SETTABLE if getattr(request.user, name)]
-    if not set(paths) <= set(_USER_SETTABLE):
-        raise HubError.invalid("update_mask", f"may name: {', '.join(_USER_SETTABLE)}")
-    if "email" in paths and not request.user.email:
-        raise HubError.invalid("user.email", "is required")
-    return paths
+    async def ListAuditEvents(
+        self, request: pb.ListAuditEventsRequest, caller: Caller
+    ) -> pb.ListAuditEventsResponse:
+        """List audit events."""
+        page = self._pages.read(caller, request, request.page_size, request.page_token)
+        since, until = (wire.optional_time(request, name) for name in ("since", "until"))
+        events, after = await self._keys.list_events(
+            caller, page, wire.event_filters(request), since, until
+        )
+        return pb.ListAuditEventsResponse(
+            events=map(wire.event_to_pb, events),
+            next_page_token=self._pages.next(caller, request, after),
+        )
 
+    async def CreateTenant(
+        self, request: pb.CreateTenantRequest, caller: Caller
+    ) -> pb.CreateTenantResponse:
+        """Create a tenant."""
+        tenant, secret = await self._tenants.create(caller, retry_of(request), request.name)
+        return pb.CreateTenantResponse(tenant=wire.tenant_to_pb(tenant), secret=secret)
 
-def _get(message: Message, name: str) -> Any:
-    return getattr(message, name) if message.HasField(name) else None
+    async def GetTenant(self, request: pb.GetTenantRequest, caller: Caller) -> pb.GetTenantResponse:
+        """Return a tenant."""
+        tenant = await self._tenants.get(caller, request.tenant_id)
+        return pb.GetTenantResponse(tenant=wire.tenant_to_pb(tenant))
 
+    async def ListTenants(
+        self, request: pb.ListTenantsRequest, caller: Caller
+    ) -> pb.ListTenantsResponse:
+        """List tenants."""
+        page = self._pages.read(caller, request, request.page_size, request.page_token)
+        tenants, after = await self._tenants.list_tenants(page)
+        return pb.ListTenantsResponse(
+            tenants=map(wire.tenant_to_pb, tenants),
+            next_page_token=self._pages.next(caller, request, after),
+        )
 
-def _user_to_pb(user: Row) -> pb.User:
-    return pb.User(
-        user_id=user["user_id"],
-        email=user["email"],
-        display_name=user["display_name"],
-        is_active=user["is_active"],
-        last_login=timestamp_to_pb(user["last_login"]),
-        created_at=timestamp_to_pb(user["created_at"]),
-        updated_at=timestamp_to_pb(user["updated_at"]),
-        deleted_at=timestamp_to_pb(user["deleted_at"]),
-        etag=user_etag(user),
-    )
+    async def DeactivateTenant(
+        self, request: pb.DeactivateTenantRequest, caller: Caller
+    ) -> pb.DeactivateTenantResponse:
+        """Disable a tenant."""
+        tenant = await self._tenants.set_active(caller, request.tenant_id, is_active=False)
+        return pb.DeactivateTenantResponse(tenant=wire.tenant_to_pb(tenant))
 
-
-def _login_to_pb(login: Row) -> pb.Login:
-    return pb.Login(
-        login_id=login["credential_id"],
-        user_id=login["user_id"],
-        created_at=timestamp_to_pb(login["created_at"]),
-        refreshed_at=timestamp_to_pb(login["refreshed_at"]),
-        refresh_expires_at=timestamp_to_pb(login["refresh_expires_at"]),
-    )
-
-
-def _config_to_pb(config: Row) -> pb.UserConfig:
-    return pb.UserConfig(
-        user_id=config["user_id"],
-        **{name: config[name] for name in _SETTABLE},
-        etag=config_etag(config),
-        created_at=timestamp_to_pb(config["created_at"]),
-        updated_at=timestamp_to_pb(config["updated_at"]),
-    )
+    async def ActivateTenant(
+        self, request: pb.ActivateTenantRequest, caller: Caller
+    ) -> pb.ActivateTenantResponse:
+        """Enable a tenant."""
+        tenant = await self._tenants.set_active(caller, request.tenant_id, is_active=True)
+        return pb.ActivateTenantResponse(tenant=wire.tenant_to_pb(tenant))

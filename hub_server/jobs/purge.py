@@ -1,15 +1,19 @@
-"""The purge of request ids whose 24 hours are over, of all tenants."""
+"""The purge of request ids whose 24 hours are over, and of ended logins, of all tenants."""
 
 import asyncio
+import datetime as dt
 from typing import Final
 
 import structlog
 
 from hub_server import idempotency
 from hub_server.database import Database
+from hub_server.identity.access_repository import SystemRepository
 from hub_server.rpc import causes
 
 _EVERY_SECONDS: Final = 3600.0
+# For so long who asks why a token was refused can still find its login.
+_KEPT: Final = dt.timedelta(days=7)
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.purge")
 
@@ -19,7 +23,11 @@ async def run(database: Database) -> None:
     while True:
         try:
             async with database.system() as connection:
-                log.info("purged", request_ids=await idempotency.purge(connection))
+                log.info(
+                    "purged",
+                    request_ids=await idempotency.purge(connection),
+                    credentials=await SystemRepository(connection).purge_credentials(_KEPT),
+                )
         except Exception as error:  # noqa: BLE001 - whatever it is, the next hour tries again
             log.warning("purge put off", cause=causes(error))
         await asyncio.sleep(_EVERY_SECONDS)

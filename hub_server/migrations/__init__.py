@@ -13,9 +13,8 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy.exc import DBAPIError
 
-from hub_server.database import driver_url
+from hub_server.database import OWNER_ROLE, driver_url
 
-OWNER_ROLE: Final = "hub_owner"
 _SET_IS_A_RIGHT: Final = (16,)
 # Any constant number serves; all hubs that migrate one database must agree on it.
 _LOCK: Final = 0x68756221

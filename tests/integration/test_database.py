@@ -34,7 +34,7 @@ from hub_server.batching import Batcher
 from hub_server.caller import Caller
 from hub_server.database import Database, as_role, metadata
 from hub_server.errors import HubError, Reason
-from hub_server.identity.repository import IdentityRepository
+from hub_server.identity.access_repository import AccessRepository
 from hub_server.identity.secrets import USER_TOKEN, Secret
 from hub_server.ids import new_id
 from hub_server.migrations import migrate
@@ -400,7 +400,7 @@ async def token_of(tenant: Tenant, user_id: str) -> str:
     """Return a token of a user, as a login makes it, without the cost of a password."""
     caller, secret = Caller.hub(tenant.tenant_id), Secret.new(USER_TOKEN)
     async with tenant.hub.database.transaction(caller) as connection:
-        repository = IdentityRepository(connection, tenant.tenant_id)
+        repository = AccessRepository(connection, caller)
         await repository.add_credential("user_token", secret.hash, user_id=user_id)
     return secret.text
 

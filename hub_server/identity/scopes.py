@@ -1,0 +1,33 @@
+"""Scopes of service keys: how tables spell them, and what each includes."""
+
+import functools
+from typing import Final
+
+from hub_client.v1.options_pb2 import Scope
+
+_READ, _WRITE, _ADMIN = "_read", "_write", "_admin"
+_INCLUDED: Final = {_ADMIN: (_READ, _WRITE), _WRITE: (_READ,)}
+_PREFIX: Final = "SCOPE_"
+# What the first key of a tenant may do: everything.
+EVERYTHING: Final = ("identity_admin", "chat_admin", "memory_admin", "knowledge_admin", "act_as")
+
+
+def to_text(scope: Scope.ValueType) -> str:
+    """Return how tables spell a scope: ``SCOPE_CHAT_READ`` is ``chat_read``."""
+    return Scope.Name(scope).removeprefix(_PREFIX).lower()
+
+
+def from_text(text: str) -> Scope.ValueType:
+    """Return the scope that tables spell so."""
+    return Scope.Value(_PREFIX + text.upper())
+
+
+@functools.cache
+def expanded(scopes: tuple[str, ...]) -> frozenset[Scope.ValueType]:
+    """Return all that these scopes allow, themselves included."""
+    found = set(scopes)
+    for scope in scopes:
+        for ending, others in _INCLUDED.items():
+            if scope.endswith(ending):
+                found |= {scope.removesuffix(ending) + other for other in others}
+    return frozenset(map(from_text, found))
