@@ -121,6 +121,14 @@ class PasswordRefusedError(HubError):
     """The new password is too easily guessed."""
 
 
+class ScopeInsufficientError(HubError):
+    """The service key lacks a scope: ``metadata["required"]``."""
+
+
+class TenantExistsError(HubError):
+    """A tenant of this name exists already."""
+
+
 class InternalError(HubError):
     """A fault of the hub; its log tells more under ``request_id``."""
 
@@ -145,6 +153,8 @@ _BY_REASON: Final[Mapping[str, type[HubError]]] = {
     "UNAVAILABLE": UnavailableError,
     "INTERNAL": InternalError,
     "PASSWORD_REFUSED": PasswordRefusedError,
+    "SCOPE_INSUFFICIENT": ScopeInsufficientError,
+    "TENANT_EXISTS": TenantExistsError,
 }
 # What gRPC itself reports, without the hub having answered.
 _BY_CODE: Final[Mapping[grpc.StatusCode, type[HubError]]] = {

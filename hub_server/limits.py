@@ -57,7 +57,11 @@ def scope_of(method: MethodDescriptor) -> Scope.ValueType:
         return Scope.SCOPE_UNSPECIFIED
     service = method.containing_service.name.removesuffix("Service").upper()
     right = "ADMIN" if level == Level.LEVEL_ADMIN else Access.Name(access).removeprefix("ACCESS_")
-    return Scope.Value(f"SCOPE_{service}_{right}")
+    name = f"SCOPE_{service}_{right}"
+    if name not in Scope.keys():  # noqa: SIM118 - no dictionary
+        message = f"{method.full_name} needs {name}, which is not defined"
+        raise ContractError(message)
+    return Scope.Value(name)
 
 
 def compile_check(descriptor: Descriptor) -> Check:

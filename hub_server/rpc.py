@@ -260,13 +260,13 @@ def _compile(method: MethodDescriptor, work: Work) -> _Method:
 
 def _refusal(method: _Method, caller: Caller) -> HubError | None:
     """Return why the caller may not call the method; None = he may."""
-    if method.level == Level.LEVEL_PUBLIC:
-        return None
     is_operator = caller.level == Level.LEVEL_OPERATOR
     if caller.level < method.level or is_operator != (method.level == Level.LEVEL_OPERATOR):
         required = Level.Name(method.level).removeprefix("LEVEL_")
         return HubError(Reason.REASON_LEVEL_INSUFFICIENT, required=required)
-    if caller.scopes is not None and method.scope not in caller.scopes:
+    if method.scope == Scope.SCOPE_UNSPECIFIED or caller.scopes is None:
+        return None
+    if method.scope not in caller.scopes:
         required = Scope.Name(method.scope).removeprefix("SCOPE_")
         return HubError(Reason.REASON_SCOPE_INSUFFICIENT, required=required)
     return None

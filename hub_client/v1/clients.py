@@ -630,7 +630,7 @@ class IdentityClient:
             "/hub.v1.IdentityService/ListAuditEvents",
             request,
             ListAuditEventsResponse,
-            "events",
+            "audit_events",
             timeout,
         )
 
@@ -1037,7 +1037,7 @@ class AsyncIdentityClient:
             "/hub.v1.IdentityService/ListAuditEvents",
             request,
             ListAuditEventsResponse,
-            "events",
+            "audit_events",
             timeout,
         )
 

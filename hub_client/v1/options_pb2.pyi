@@ -195,8 +195,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """
     REASON_LOGIN_FAILED: _Reason.ValueType  # 6
     """The email is unknown, the password is wrong, the user is disabled, or there
-    were too many attempts; it is not told which, except that the last bears
-    RetryInfo. UNAUTHENTICATED. Example: Login with a wrong password.
+    were too many attempts; it is not told which, but for the last it is told how
+    long to wait. UNAUTHENTICATED. Example: Login with a wrong password.
     """
     REASON_LEVEL_INSUFFICIENT: _Reason.ValueType  # 7
     """The caller's level is below the method's. PERMISSION_DENIED. Example: a
@@ -291,8 +291,8 @@ user is disabled. UNAUTHENTICATED. Example: a token after its `expires_at`.
 """
 REASON_LOGIN_FAILED: Reason.ValueType  # 6
 """The email is unknown, the password is wrong, the user is disabled, or there
-were too many attempts; it is not told which, except that the last bears
-RetryInfo. UNAUTHENTICATED. Example: Login with a wrong password.
+were too many attempts; it is not told which, but for the last it is told how
+long to wait. UNAUTHENTICATED. Example: Login with a wrong password.
 """
 REASON_LEVEL_INSUFFICIENT: Reason.ValueType  # 7
 """The caller's level is below the method's. PERMISSION_DENIED. Example: a

@@ -286,7 +286,7 @@ class IdentityServicer:
             caller, page, wire.event_filters(request), since, until
         )
         return pb.ListAuditEventsResponse(
-            events=map(wire.event_to_pb, events),
+            audit_events=map(wire.event_to_pb, events),
             next_page_token=self._pages.next(caller, request, after),
         )
 

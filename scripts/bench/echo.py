@@ -22,6 +22,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 
 from hub_client import HubClient
 from hub_client.v1 import (
+    Access,
     AppendMessageRequest,
     CreateSessionRequest,
     CreateUserRequest,
@@ -189,17 +190,21 @@ async def serve_empty(server: grpc.aio.Server) -> None:
         ) -> GetUserResponse:
             return GetUserResponse(user=User(user_id="x" * 36))
 
-    async def nobody(authorization: str, deadline: float) -> Caller:
-        raise AssertionError(authorization, deadline)  # the method is public
+    async def nobody(authorization: str, act_as: str | None, deadline: float) -> Caller:
+        raise AssertionError(authorization, act_as, deadline)  # the method is public
+
+    async def nothing(caller: Caller, method: str) -> None:
+        raise AssertionError(caller, method)
 
     file = descriptor_pb2.FileDescriptorProto(name="bench.proto", package="bench", syntax="proto3")
     file.dependency.extend(["hub/v1/identity.proto", "hub/v1/options.proto"])
     method = file.service.add(name="Echo").method.add(name="Call")
     method.input_type, method.output_type = ".hub.v1.GetUserRequest", ".hub.v1.GetUserResponse"
     method.options.Extensions[options_pb2.level] = Level.LEVEL_PUBLIC
+    method.options.Extensions[options_pb2.access] = Access.ACCESS_READ
     pool = descriptor_pool.Default()
     pool.AddSerializedFile(file.SerializeToString())
-    rpc = Rpc(nobody, most_calls=512, default_deadline=30)
+    rpc = Rpc(nobody, nothing, most_calls=512, default_deadline=30)
     service = pool.FindServiceByName("bench.Echo")
     server.add_generic_rpc_handlers((rpc.handler(service, Echo()),))
 

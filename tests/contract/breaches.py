@@ -40,6 +40,12 @@ class Case:
         """The path of the field as BadRequest spells it."""
         return ".".join(self.path)
 
+    @property
+    def named(self) -> str:
+        """What BadRequest names: the field, or its first item when that is what is wrong."""
+        is_item = isinstance(self.value, list) and self.limit != "max_items"
+        return f"{self.field}[0]" if is_item else self.field
+
     def apply(self, request: Message) -> None:
         """Put the value in its place."""
         parent = request
@@ -48,6 +54,9 @@ class Case:
         name = self.path[-1]
         if self.value is UNSET:
             parent.ClearField(name)
+        elif isinstance(self.value, list):
+            parent.ClearField(name)
+            getattr(parent, name).extend(self.value)
         elif isinstance(self.value, Message):
             getattr(parent, name).CopyFrom(self.value)
         else:
@@ -99,7 +108,10 @@ def _bad_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
     limits = limits_of(field)
     if limits.required:
         yield "required", UNSET
-    if field.type == FieldDescriptor.TYPE_STRING:
+    if field.is_repeated:
+        yield "max_items", [1] * (limits.max_items + 1)
+        yield from (("undefined", [number]) for number in (99, -1, 2**31 - 1))
+    elif field.type == FieldDescriptor.TYPE_STRING:
         yield from _bad_strings(limits)
     elif field.enum_type is not None:
         yield from (("undefined", number) for number in (99, -1, 2**31 - 1))
@@ -171,6 +183,8 @@ def _bad_structs() -> Iterator[struct_pb2.Struct]:
 
 def _extreme_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
     limits = limits_of(field)
+    if limits.max_items:
+        yield "max_items", [1] * limits.max_items
     if limits.email:
         yield "email", _LONGEST_EMAIL
     if limits.min_length:

@@ -1,39 +1,73 @@
 """One valid request for each method, over rows that exist."""
 
+import asyncio
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from google.protobuf import struct_pb2, timestamp_pb2
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
 from hub_client.v1 import (
+    ActivateTenantRequest,
+    ActivateUserRequest,
     AppendMessageRequest,
+    ChangePasswordRequest,
+    ConfirmPasswordResetRequest,
+    CreateApiKeyRequest,
+    CreatePasswordResetRequest,
     CreateSessionRequest,
+    CreateTenantRequest,
     CreateUserRequest,
+    DeactivateTenantRequest,
+    DeactivateUserRequest,
     DeleteDocumentRequest,
+    DeleteUserRequest,
     EndSessionRequest,
+    GetDefaultConfigRequest,
     GetDocumentRequest,
     GetMemoryRequest,
     GetSessionRequest,
+    GetTenantRequest,
+    GetUsageRequest,
     GetUserConfigRequest,
     GetUserRequest,
     IngestDocumentRequest,
+    IntrospectTokenRequest,
+    ListApiKeysRequest,
+    ListAuditEventsRequest,
     ListDocumentsRequest,
+    ListLoginsRequest,
     ListMemoriesRequest,
     ListMessagesRequest,
     ListSessionsRequest,
+    ListTenantsRequest,
+    ListUsageRequest,
     ListUsersRequest,
     LoginRequest,
+    LogoutRequest,
     MemoryType,
     RecallRequest,
+    RefreshTokenRequest,
     RememberRequest,
+    RevokeApiKeyRequest,
+    RevokeLoginRequest,
     Role,
     SearchRequest,
+    UndeleteUserRequest,
+    UpdateDefaultConfigRequest,
     UpdateUserConfigRequest,
+    UpdateUserRequest,
+    User,
     UserConfig,
+    WhoAmIRequest,
+    options_pb2,
 )
+from hub_client.v1.options_pb2 import Level, Scope
+from hub_server.identity.secrets import USER_TOKEN
+from tests.contract.credentials import issue, operator_of
 from tests.support import Tenant
 
 PASSWORD: Final = "a correct horse"
@@ -49,9 +83,22 @@ class World:
     session_id: str
     memory_id: str
     document_id: str
-    # These two are used up by a valid request.
+    login_id: str
+    refresh_token: str
+    reset_token: str
+    api_key_id: str
+    token: str
+    operator_key: str
+    # What a valid request uses up.
     open_session_id: str
     spare_document_id: str
+    spare_user_id: str
+
+    def credential(self, method: MethodDescriptor) -> str:
+        """Return what a method is called with."""
+        if method.GetOptions().Extensions[options_pb2.level] == Level.LEVEL_OPERATOR:
+            return self.operator_key
+        return self.token if method.name == "Logout" else self.tenant.key
 
 
 def sample(name: str, world: World) -> Message:
@@ -63,6 +110,12 @@ async def make_world(tenant: Tenant) -> World:
     """Make one row of each kind, and a second of those that a valid request uses up."""
     client = tenant.client
     user = await tenant.new_user(password=PASSWORD, display_name="Ada")
+    spare_user = await tenant.new_user(password=PASSWORD)
+    login = await client.identity.login(LoginRequest(email=user.email, password=PASSWORD))
+    reset = await client.identity.create_password_reset(
+        CreatePasswordResetRequest(user_id=user.user_id)
+    )
+    key = await client.identity.create_api_key(_new_key(None))
     session, other = await tenant.new_session(user), await tenant.new_session(user)
     memory = await client.memory.remember(_remember(user.user_id))
     document = await tenant.ingest(user, "Tea", "Tea is made of leaves.")
@@ -74,7 +127,14 @@ async def make_world(tenant: Tenant) -> World:
         session_id=session.session_id,
         memory_id=memory.memory.memory_id,
         document_id=document.document_id,
+        login_id=login.login_id,
+        refresh_token=login.refresh_token,
+        reset_token=reset.reset_token,
+        api_key_id=key.api_key.api_key_id,
+        token=await issue(tenant, USER_TOKEN, user),
+        operator_key=await asyncio.to_thread(operator_of, tenant.hub),
         open_session_id=other.session_id,
+        spare_user_id=spare_user.user_id,
         spare_document_id=spare.document_id,
     )
 
@@ -88,6 +148,14 @@ def _metadata() -> struct_pb2.Struct:
 def _new_user(_: World) -> Message:
     return CreateUserRequest(
         email=f"{uuid.uuid4().hex}@example.org", display_name="Grace", request_id=uuid.uuid4().hex
+    )
+
+
+def _new_key(_: World | None) -> CreateApiKeyRequest:
+    return CreateApiKeyRequest(
+        name="A program",
+        scopes=[Scope.SCOPE_CHAT_READ],
+        expires_at=timestamp_pb2.Timestamp(seconds=4_000_000_000),
     )
 
 
@@ -129,6 +197,41 @@ _SAMPLES: Final[dict[str, Callable[[World], Message]]] = {
     "GetUser": lambda world: GetUserRequest(user_id=world.user_id),
     "ListUsers": lambda _: ListUsersRequest(page_size=1),
     "Login": lambda world: LoginRequest(email=world.email, password=PASSWORD),
+    "WhoAmI": lambda _: WhoAmIRequest(),
+    "UpdateUser": lambda world: UpdateUserRequest(
+        user=User(user_id=world.spare_user_id, display_name="Alan")
+    ),
+    "DeactivateUser": lambda world: DeactivateUserRequest(user_id=world.spare_user_id),
+    "ActivateUser": lambda world: ActivateUserRequest(user_id=world.spare_user_id),
+    "DeleteUser": lambda world: DeleteUserRequest(user_id=world.spare_user_id),
+    "UndeleteUser": lambda world: UndeleteUserRequest(user_id=world.spare_user_id),
+    "RefreshToken": lambda world: RefreshTokenRequest(refresh_token=world.refresh_token),
+    "Logout": lambda _: LogoutRequest(),
+    "ListLogins": lambda world: ListLoginsRequest(user_id=world.user_id),
+    "RevokeLogin": lambda world: RevokeLoginRequest(login_id=world.login_id),
+    "IntrospectToken": lambda world: IntrospectTokenRequest(token=world.token),
+    "ChangePassword": lambda world: ChangePasswordRequest(
+        user_id=world.user_id, old_password=PASSWORD, new_password=PASSWORD
+    ),
+    "CreatePasswordReset": lambda world: CreatePasswordResetRequest(user_id=world.spare_user_id),
+    "ConfirmPasswordReset": lambda world: ConfirmPasswordResetRequest(
+        reset_token=world.reset_token, new_password=PASSWORD
+    ),
+    "GetDefaultConfig": lambda _: GetDefaultConfigRequest(),
+    "UpdateDefaultConfig": lambda _: UpdateDefaultConfigRequest(
+        config=UserConfig(preferred_language="en")
+    ),
+    "GetUsage": lambda world: GetUsageRequest(user_id=world.user_id),
+    "ListUsage": lambda _: ListUsageRequest(page_size=1),
+    "CreateApiKey": _new_key,
+    "ListApiKeys": lambda _: ListApiKeysRequest(page_size=1),
+    "RevokeApiKey": lambda world: RevokeApiKeyRequest(api_key_id=world.api_key_id),
+    "ListAuditEvents": lambda _: ListAuditEventsRequest(page_size=1),
+    "CreateTenant": lambda _: CreateTenantRequest(name=uuid.uuid4().hex),
+    "GetTenant": lambda world: GetTenantRequest(tenant_id=world.tenant.tenant_id),
+    "ListTenants": lambda _: ListTenantsRequest(page_size=1),
+    "DeactivateTenant": lambda world: DeactivateTenantRequest(tenant_id=world.tenant.tenant_id),
+    "ActivateTenant": lambda world: ActivateTenantRequest(tenant_id=world.tenant.tenant_id),
     "GetUserConfig": lambda world: GetUserConfigRequest(user_id=world.user_id),
     "UpdateUserConfig": lambda world: UpdateUserConfigRequest(
         config=UserConfig(user_id=world.user_id, preferred_language="en")

@@ -1,5 +1,6 @@
 """Who may call what: every method of every service, with every kind of wrong credential."""
 
+import asyncio
 import datetime as dt
 import secrets
 from typing import Final
@@ -10,8 +11,9 @@ from google.protobuf.descriptor import MethodDescriptor
 
 from hub_client.v1 import options_pb2
 from hub_client.v1.options_pb2 import Level
-from hub_server.identity.secrets import SERVICE_KEY, USER_TOKEN, Secret
-from tests.contract.credentials import issue
+from hub_server.identity.secrets import OPERATOR_KEY, SERVICE_KEY, USER_TOKEN, Secret
+from hub_server.ids import new_id
+from tests.contract.credentials import issue, operator_of
 from tests.contract.wire import METHODS, Answer, bearer, call
 from tests.support import Hub, Tenant
 
@@ -34,6 +36,7 @@ async def _refused(
     return answer.code, answer.reason
 
 
+_INSUFFICIENT: Final = (grpc.StatusCode.PERMISSION_DENIED, "LEVEL_INSUFFICIENT")
 _INVALID: Final = (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIAL_INVALID")
 _PASSED: Final = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")  # of the bytes above
 
@@ -75,8 +78,8 @@ async def test_an_unknown_credential_is_invalid(
     channel: grpc.aio.Channel, method: MethodDescriptor
 ) -> None:
     """A well-formed key or token that the hub never issued is refused."""
-    for prefix in (SERVICE_KEY, USER_TOKEN):
-        made_up = prefix + secrets.token_urlsafe(32)
+    tokens = (prefix + secrets.token_urlsafe(32) for prefix in (OPERATOR_KEY, USER_TOKEN))
+    for made_up in (*tokens, Secret.service_key(new_id()).text):
         assert await _refused(channel, method, bearer(made_up)) == _INVALID
 
 
@@ -84,8 +87,23 @@ async def test_an_unknown_credential_is_invalid(
 async def test_a_service_key_may_call_everything(
     channel: grpc.aio.Channel, tenant: Tenant, method: MethodDescriptor
 ) -> None:
-    """No method needs more than the key of the first start gives."""
-    assert await _refused(channel, method, bearer(tenant.key)) == _PASSED
+    """No method needs more than the key of the first start gives, but for an operator's."""
+    is_operators = _level(method) == Level.LEVEL_OPERATOR
+    expected = _INSUFFICIENT if is_operators else _PASSED
+    assert await _refused(channel, method, bearer(tenant.key)) == expected
+
+
+@of_each_method
+async def test_an_operator_may_call_what_is_declared_for_him(
+    channel: grpc.aio.Channel, hub: Hub, method: MethodDescriptor
+) -> None:
+    """An operator belongs to no tenant: what is a tenant's, and what is everybody's, is not his."""
+    key = await asyncio.to_thread(operator_of, hub)
+    is_operators = _level(method) == Level.LEVEL_OPERATOR
+    expected = _PASSED if is_operators else _INSUFFICIENT
+    assert await _refused(channel, method, bearer(key)) == expected
+    hub.sql("UPDATE operators SET revoked_at = now() WHERE secret_hash = %s", Secret.of(key).hash)
+    assert await _refused(channel, method, bearer(key)) == _INVALID
 
 
 @of_each_method
@@ -114,7 +132,7 @@ async def test_an_expired_credential_is_invalid(
     new_key = await issue(tenant, SERVICE_KEY, expires_at=now + _AN_HOUR)
     assert await _refused(channel, method, bearer(old)) == _INVALID
     assert await _refused(channel, method, bearer(old_key)) == _INVALID
-    assert await _refused(channel, method, bearer(new_key)) == _PASSED
+    assert await _refused(channel, method, bearer(new_key)) != _INVALID
 
 
 @of_each_method
@@ -123,12 +141,12 @@ async def test_a_revoked_key_is_invalid_on_the_next_call(
 ) -> None:
     """A key that just worked is refused once it is revoked; another of the tenant still works."""
     revoked = await issue(tenant, SERVICE_KEY)
-    assert await _refused(channel, method, bearer(revoked)) == _PASSED
+    assert await _refused(channel, method, bearer(revoked)) != _INVALID
     hub.sql(
         "UPDATE credentials SET revoked_at = now() WHERE secret_hash = %s", Secret.of(revoked).hash
     )
     assert await _refused(channel, method, bearer(revoked)) == _INVALID
-    assert await _refused(channel, method, bearer(tenant.key)) == _PASSED
+    assert await _refused(channel, method, bearer(tenant.key)) != _INVALID
 
 
 @pytest.mark.parametrize("change", ["is_active = false", "deleted_at = now()"])
@@ -160,7 +178,7 @@ async def test_no_answer_tells_what_was_wrong_with_a_credential(
 ) -> None:
     """Unknown, expired and malformed credentials get the same words, and none is repeated."""
     expired = await issue(tenant, SERVICE_KEY, expires_at=dt.datetime.now(dt.UTC) - _AN_HOUR)
-    unknown = SERVICE_KEY + secrets.token_urlsafe(32)
+    unknown = Secret.service_key(new_id()).text
     answers: list[Answer] = [
         await call(channel, METHODS[0], b"", bearer(text)) for text in (expired, unknown, "junk")
     ]

@@ -1,6 +1,7 @@
 """Pages of every list: tokens that nobody else can use, sizes, and lists that grow meanwhile."""
 
 import asyncio
+import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,14 +19,21 @@ from hub_client.v1 import (
     RememberRequest,
     Role,
     User,
+    options_pb2,
 )
-from hub_server.identity.secrets import SERVICE_KEY, USER_TOKEN
+from hub_client.v1.options_pb2 import Level
+from hub_server.caller import Caller
+from hub_server.identity.access_repository import AccessRepository
+from hub_server.identity.secrets import SERVICE_KEY, USER_TOKEN, Secret
 from tests.contract.credentials import issue
 from tests.contract.wire import METHODS, Answer, bearer, call, method_named
 from tests.support import Hub, Tenant
 
 _ROWS: Final = 3
-_LISTS: Final = [method for method in METHODS if method.name.startswith("List")]
+# Tenants are listed to operators, and are as many as tests have made: see test_tenants.
+_LISTS: Final = [
+    method for method in METHODS if method.name.startswith("List") and method.name != "ListTenants"
+]
 _OF_A_USER: Final = [method for method in _LISTS if "user_id" in method.input_type.fields_by_name]
 _TOGETHER: Final = 64
 _REFUSED: Final = (
@@ -46,10 +54,15 @@ class Lists:
     tenant: Tenant
     user: User
     session_id: str
+    other_key: str = ""
 
     def asked(self, method: MethodDescriptor) -> Mapping[str, str]:
         """Return the filter of a list."""
-        known = {"user_id": self.user.user_id, "session_id": self.session_id}
+        known = {
+            "user_id": self.user.user_id,
+            "session_id": self.session_id,
+            "event_type": "user_created",
+        }
         return {name: known[name] for name in known if name in method.input_type.fields_by_name}
 
 
@@ -74,7 +87,17 @@ async def lists(hub: Hub) -> Lists:
         await client.knowledge.ingest_document(
             IngestDocumentRequest(user_id=user.user_id, title=f"{number}", text=" ")
         )
-    return Lists(tenant, user, session.session_id)
+    caller = Caller.hub(tenant.tenant_id)
+    async with hub.database.transaction(caller) as connection:
+        for _ in range(_ROWS):
+            await AccessRepository(connection, caller).add_credential(
+                "user_token",
+                Secret.new(USER_TOKEN).hash,
+                user_id=user.user_id,
+                refresh_expires_at=dt.datetime(2100, 1, 1, tzinfo=dt.UTC),
+            )
+    other_key, _ = [await issue(tenant, SERVICE_KEY) for _ in range(_ROWS - 1)]
+    return Lists(tenant, user, session.session_id, other_key)
 
 
 class Lister:
@@ -165,12 +188,12 @@ async def test_a_token_of_another_caller_is_refused(
 ) -> None:
     """Another key of the tenant, another tenant's key, the user himself: each begins anew."""
     tenant = lister.lists.tenant
-    other_key = await issue(tenant, SERVICE_KEY)
+    other_key = lister.lists.other_key
     other_tenant = await hub.new_tenant()
     _, token = await lister.page(method)
     assert await lister.refused(method, token, key=other_key)
     assert await lister.refused(method, token, key=other_tenant.key)
-    if method.name != "ListUsers":
+    if method.GetOptions().Extensions[options_pb2.level] == Level.LEVEL_USER:
         his_own = await issue(tenant, USER_TOKEN, lister.lists.user)
         assert await lister.refused(method, token, key=his_own)
 

@@ -19,6 +19,7 @@ from hub_server.caller import Caller
 from hub_server.database import Database
 from hub_server.embedding import MODELS, Embedder, load_embedder
 from hub_server.idempotency import Retry
+from hub_server.identity.access_repository import AccessRepository
 from hub_server.identity.repository import IdentityRepository
 from hub_server.ids import new_id
 from hub_server.jobs import splitting
@@ -89,10 +90,14 @@ class Library:
     async def found(self) -> None:
         """Create tenant and user."""
         async with self.database.transaction(self.caller) as connection:
+            await AccessRepository(connection, self.caller).add_tenant("library")
             identity = IdentityRepository(connection, self.caller.tenant_id)
-            await identity.add_tenant("library")
             user = await identity.add_user(
-                email="a@b.example", email_key="a@b.example", password_hash=None, display_name=""
+                {},
+                email="a@b.example",
+                email_key="a@b.example",
+                password_hash=None,
+                display_name="",
             )
         assert user is not None
         self.user_id = user["user_id"]

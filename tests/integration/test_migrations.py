@@ -20,8 +20,8 @@ from hub_server.migrations import MigrationError, head, migrate
 from hub_server.settings import Settings
 
 _ROLE: Final = Settings().server_role
-# Tables that belong to no tenant: the hubs' common secrets, and Alembic's own.
-_COMMON: Final = {"hub_keys", "alembic_version"}
+# Tables that belong to no tenant: the hubs' common secrets, operators, and Alembic's own.
+_COMMON: Final = {"hub_keys", "operators", "alembic_version"}
 _TABLES: Final = sorted(set(metadata.tables) - _COMMON)
 
 of_each_table = pytest.mark.parametrize("table", _TABLES)
@@ -61,7 +61,7 @@ def test_migrations_that_start_at_once_are_applied_once(new_database: str) -> No
         for done in [threads.submit(run) for _ in range(4)]:
             done.result()
     assert _sql(new_database, "SELECT version_num FROM alembic_version") == [(head(),)]
-    assert _sql(new_database, "SELECT count(*) FROM hub_keys") == [(1,)]
+    assert _sql(new_database, "SELECT count(*) FROM hub_keys") == [(2,)]
 
 
 def test_a_migration_waits_for_one_that_runs(new_database: str) -> None:
@@ -207,7 +207,7 @@ def test_an_index_is_in_postgres_what_it_is_in_the_models(owner_url: str, table:
 
 
 def test_every_table_of_a_tenant_says_so(owner_url: str) -> None:
-    """Each table bears `tenant_id`, but for the two that belong to no tenant."""
+    """Each table bears `tenant_id`, but for those that belong to no tenant."""
     tables = _sql(owner_url, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
     assert {name for (name,) in tables} == {*_TABLES, *_COMMON}
     bearing = _sql(
@@ -303,13 +303,13 @@ def test_what_looks_across_tenants_is_for_the_server_alone(owner_url: str) -> No
         " FROM pg_proc WHERE prosecdef AND pronamespace = 'public'::regnamespace",
         _ROLE,
     )
-    assert len(functions) == 5
+    assert len(functions) == 9
     for _, settings, for_server, for_everybody in functions:
         assert settings == ["search_path=public, pg_temp"]
         assert (for_server, for_everybody) == (True, False)
 
 
-@pytest.mark.parametrize("tenant", [None, "", "00000000-0000-0000-0000-000000000000"])
+@pytest.mark.parametrize("tenant", [None, "", "00000000-0000-0000-0000-000000000001"])
 def test_without_its_tenant_a_connection_sees_and_writes_nothing(
     owner_url: str, tenant: str | None
 ) -> None:

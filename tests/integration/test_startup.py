@@ -21,8 +21,8 @@ import sqlalchemy as sa
 from hub_client import AsyncHubClient
 from hub_client.v1 import ListUsersRequest
 from hub_server import preflight
-from hub_server.database import Database
-from hub_server.migrations import OWNER_ROLE, head, migrate
+from hub_server.database import OWNER_ROLE, Database
+from hub_server.migrations import head, migrate
 from hub_server.postgres import DataDirBusyError, embedded_postgres, exclusive
 from hub_server.preflight import UnfitDatabaseError
 from hub_server.settings import Settings

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from hypothesis import given
 
 from hub_client.v1 import CreateUserRequest, GetUserRequest, IngestDocumentRequest, options_pb2
-from hub_client.v1.options_pb2 import FieldLimits, Level
+from hub_client.v1.options_pb2 import Access, FieldLimits, Level
 from hub_server.caller import Caller
 from hub_server.limits import ContractError, compile_check
 from hub_server.rpc import Rpc
@@ -35,6 +35,8 @@ def _service(
     limits: FieldLimits | None = None,
     *,
     of_outer: FieldLimits | None = None,
+    access: Access.ValueType = Access.ACCESS_READ,
+    name: str = "ChatService",
     **field: Any,
 ) -> ServiceDescriptor:
     """Return a service of one method, whose request holds a message with one field `text`.
@@ -53,25 +55,30 @@ def _service(
     )
     if of_outer is not None:
         outer.options.Extensions[options_pb2.limits].CopyFrom(of_outer)
-    method = file.service.add(name="PingService").method.add(
+    method = file.service.add(name=name).method.add(
         name="Ping", input_type=".hub.v1.PingRequest", output_type=".hub.v1.PingRequest"
     )
     if level:
         method.options.Extensions[options_pb2.level] = level
+        method.options.Extensions[options_pb2.access] = access
     pool = descriptor_pool.DescriptorPool()
     for module in (descriptor_pb2, *_KNOWN, options_pb2):
         pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
     pool.AddSerializedFile(file.SerializeToString())
-    return pool.FindServiceByName("hub.v1.PingService")
+    return pool.FindServiceByName(f"hub.v1.{name}")
 
 
 def _start(service: ServiceDescriptor) -> None:
     """Build the service's handler, as every start of a hub does."""
+    Rpc(_nobody, _nothing, most_calls=1, default_deadline=1).handler(service, _Servicer())
 
-    async def nobody(authorization: str, deadline: float) -> Caller:
-        raise AssertionError
 
-    Rpc(nobody, most_calls=1, default_deadline=1).handler(service, _Servicer())
+async def _nobody(authorization: str, act_as: str | None, deadline: float) -> Caller:
+    raise AssertionError
+
+
+async def _nothing(caller: Caller, method: str) -> None:
+    raise AssertionError
 
 
 def test_a_contract_that_declares_everything_is_served() -> None:
@@ -81,7 +88,7 @@ def test_a_contract_that_declares_everything_is_served() -> None:
 
 def test_a_method_without_a_level_is_refused_at_start() -> None:
     """A hub does not guess who may call a method."""
-    with pytest.raises(ContractError, match=r"hub\.v1\.PingService\.Ping declares no level"):
+    with pytest.raises(ContractError, match=r"hub\.v1\.ChatService\.Ping declares no level"):
         _start(_service(Level.LEVEL_UNSPECIFIED, FieldLimits(max_length=5)))
 
 
@@ -106,18 +113,33 @@ def test_a_point_in_time_needs_no_limit() -> None:
     _start(_service(type=_MESSAGE, type_name=".google.protobuf.Timestamp"))
 
 
-@pytest.mark.parametrize(
-    "field",
-    [
-        {"label": FieldDescriptorProto.LABEL_REPEATED},
-        {"type": FieldDescriptorProto.TYPE_BYTES},
-    ],
-    ids=["repeated", "bytes"],
-)
-def test_a_field_whose_limits_are_not_enforced_is_refused_at_start(field: dict[str, Any]) -> None:
-    """The hub has no limit on the number of items or on bytes: such a field waits for one."""
-    with pytest.raises(ContractError, match="of repeated and bytes fields are not enforced"):
-        _start(_service(limits=FieldLimits(max_length=5, max_bytes=5), **field))
+def test_bytes_are_refused_at_start() -> None:
+    """The hub has no limit on bytes: such a field waits for one."""
+    field = {"type": FieldDescriptorProto.TYPE_BYTES}
+    with pytest.raises(ContractError, match="of bytes fields are not enforced"):
+        _start(_service(limits=FieldLimits(max_bytes=5), **field))
+
+
+def test_a_repeated_field_without_a_greatest_number_is_refused_at_start() -> None:
+    """Items are limited in number, and each by the other limits."""
+    field = {"label": FieldDescriptorProto.LABEL_REPEATED}
+    with pytest.raises(ContractError, match="repeated fields need max_items"):
+        _start(_service(limits=FieldLimits(max_length=5), **field))
+    _start(_service(limits=FieldLimits(max_length=5, max_items=2), **field))
+
+
+def test_a_method_that_does_not_say_whether_it_writes_is_refused_at_start() -> None:
+    """Without an access it is unknown which scope a key needs."""
+    service = _service(limits=FieldLimits(max_length=5), access=Access.ACCESS_UNSPECIFIED)
+    with pytest.raises(ContractError, match=r"ChatService\.Ping declares no access"):
+        _start(service)
+
+
+def test_a_service_without_scopes_is_refused_at_start() -> None:
+    """A new service comes with the scopes that let keys use it."""
+    service = _service(limits=FieldLimits(max_length=5), name="PingService")
+    with pytest.raises(ContractError, match="needs SCOPE_PING_READ, which is not defined"):
+        _start(service)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +168,7 @@ def test_a_length_of_a_message_is_refused_at_start() -> None:
 
 def test_a_method_that_nobody_serves_is_refused_at_start() -> None:
     """A contract with more methods than the hub does not start half served."""
-    rpc = Rpc(lambda *_: pytest.fail("called"), most_calls=1, default_deadline=1)
+    rpc = Rpc(_nobody, _nothing, most_calls=1, default_deadline=1)
     with pytest.raises(AttributeError, match="Ping"):
         rpc.handler(_service(limits=FieldLimits(max_length=5)), object())
 
