@@ -1431,7 +1431,7 @@ class UpdateDefaultConfigRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def config(self) -> Global___UserConfig:
-        """The new values; `user_id` is not looked at. Required."""
+        """The new values; `user_id` must be empty. Required."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:

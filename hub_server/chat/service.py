@@ -42,7 +42,7 @@ class NewMessage:
 
 
 @dataclass(frozen=True, slots=True)
-class _Append:
+class PendingAppend:
     """One append on its way to Postgres."""
 
     caller: Caller
@@ -57,7 +57,7 @@ class ChatService:
     def __init__(self, database: Database) -> None:
         """Keep everything in the given database."""
         self._database = database
-        self._batchers: dict[str, Batcher[_Append, Row]] = {}
+        self._batchers: dict[str, Batcher[PendingAppend, Row]] = {}
 
     async def close(self) -> None:
         """Break off the appends under way."""
@@ -113,7 +113,7 @@ class ChatService:
         Raises NOT_FOUND, USER_DISABLED, SESSION_ENDED, FEATURE_DISABLED, REQUEST_ID_REUSED or
         OVERLOADED.
         """
-        append = _Append(caller, message, new_id(), retry)
+        append = PendingAppend(caller, message, new_id(), retry)
         for _ in range(_MOST_RACES):
             row = await self._batcher(caller.tenant_id).submit(append)
             if row["outcome"] in ("ACCEPTED", "REPEATED"):
@@ -138,7 +138,7 @@ class ChatService:
         messages = [row for row in rows if row["seq"] is not None]
         return split(messages, page.size, lambda row: str(row["seq"]))
 
-    def _batcher(self, tenant_id: str) -> Batcher[_Append, Row]:
+    def _batcher(self, tenant_id: str) -> Batcher[PendingAppend, Row]:
         """Return the queue of a tenant; a group never mixes tenants."""
         batcher = self._batchers.get(tenant_id)
         if batcher is None:
@@ -153,7 +153,7 @@ class ChatService:
             )
         return batcher
 
-    async def _flush(self, group: Sequence[_Append]) -> Sequence[Row]:
+    async def _flush(self, group: Sequence[PendingAppend]) -> Sequence[Row]:
         # The most patient caller's deadline: the others' calls end without stopping the group.
         caller = max((append.caller for append in group), key=lambda caller: caller.deadline)
         now = time.monotonic()
@@ -166,7 +166,7 @@ class ChatService:
         return [next(rows) if append.caller.deadline > now else _LATE for append in group]
 
 
-def _columns(group: Sequence[_Append]) -> dict[str, list[Any]]:
+def _columns(group: Sequence[PendingAppend]) -> dict[str, list[Any]]:
     """Return the group as one array for each column, as the statement takes it."""
     messages = [append.message for append in group]
     return {

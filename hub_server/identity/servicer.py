@@ -227,6 +227,8 @@ class IdentityServicer:
         self, request: pb.UpdateDefaultConfigRequest, caller: Caller
     ) -> pb.UpdateDefaultConfigResponse:
         """Change the defaults of the tenant."""
+        if request.config.user_id:
+            raise HubError.invalid("config.user_id", "must be empty: defaults are nobody's")
         changes = wire.config_changes(request.config, request.update_mask)
         config = await self._identity.update_default_config(caller, changes, request.config.etag)
         return pb.UpdateDefaultConfigResponse(config=wire.config_to_pb(config))

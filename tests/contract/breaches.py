@@ -22,7 +22,7 @@ _NOT_EMAILS: Final = (
     "ada", "@", "ada@", "@example.org", "a@b@c.org", "a da@example.org", "ada@example.org\n",
     "a" * 65 + "@example.org", "ada@" + "e" * 247 + ".org",
 )  # fmt: skip
-_LONGEST_EMAIL: Final = "ada@" + "e" * 246 + ".org"
+_LONGEST_EMAIL: Final = "a" * 64 + "@" + ("e" * 61 + ".") * 3 + "org"
 _FLOATS: Final = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
 
 

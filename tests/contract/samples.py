@@ -93,6 +93,7 @@ class World:
     open_session_id: str
     spare_document_id: str
     spare_user_id: str
+    spare_tenant_id: str
 
     def credential(self, method: MethodDescriptor) -> str:
         """Return what a method is called with."""
@@ -113,7 +114,7 @@ async def make_world(tenant: Tenant) -> World:
     spare_user = await tenant.new_user(password=PASSWORD)
     login = await client.identity.login(LoginRequest(email=user.email, password=PASSWORD))
     reset = await client.identity.create_password_reset(
-        CreatePasswordResetRequest(user_id=user.user_id)
+        CreatePasswordResetRequest(user_id=spare_user.user_id)
     )
     key = await client.identity.create_api_key(_new_key(None))
     session, other = await tenant.new_session(user), await tenant.new_session(user)
@@ -135,6 +136,7 @@ async def make_world(tenant: Tenant) -> World:
         operator_key=await asyncio.to_thread(operator_of, tenant.hub),
         open_session_id=other.session_id,
         spare_user_id=spare_user.user_id,
+        spare_tenant_id=(await tenant.hub.new_tenant()).tenant_id,
         spare_document_id=spare.document_id,
     )
 
@@ -213,7 +215,7 @@ _SAMPLES: Final[dict[str, Callable[[World], Message]]] = {
     "ChangePassword": lambda world: ChangePasswordRequest(
         user_id=world.user_id, old_password=PASSWORD, new_password=PASSWORD
     ),
-    "CreatePasswordReset": lambda world: CreatePasswordResetRequest(user_id=world.spare_user_id),
+    "CreatePasswordReset": lambda world: CreatePasswordResetRequest(user_id=world.user_id),
     "ConfirmPasswordReset": lambda world: ConfirmPasswordResetRequest(
         reset_token=world.reset_token, new_password=PASSWORD
     ),
@@ -230,8 +232,8 @@ _SAMPLES: Final[dict[str, Callable[[World], Message]]] = {
     "CreateTenant": lambda _: CreateTenantRequest(name=uuid.uuid4().hex),
     "GetTenant": lambda world: GetTenantRequest(tenant_id=world.tenant.tenant_id),
     "ListTenants": lambda _: ListTenantsRequest(page_size=1),
-    "DeactivateTenant": lambda world: DeactivateTenantRequest(tenant_id=world.tenant.tenant_id),
-    "ActivateTenant": lambda world: ActivateTenantRequest(tenant_id=world.tenant.tenant_id),
+    "DeactivateTenant": lambda world: DeactivateTenantRequest(tenant_id=world.spare_tenant_id),
+    "ActivateTenant": lambda world: ActivateTenantRequest(tenant_id=world.spare_tenant_id),
     "GetUserConfig": lambda world: GetUserConfigRequest(user_id=world.user_id),
     "UpdateUserConfig": lambda world: UpdateUserConfigRequest(
         config=UserConfig(user_id=world.user_id, preferred_language="en")

@@ -221,6 +221,8 @@ def _fill(message: Message, ids: dict[str, str], text: str) -> None:
         elif is_sensitive:
             made = f"{text}{new_id()}@example.org" if limits.email else f"{text} {new_id()}"
             setattr(message, one.name, made)
+        elif limits.required and one.is_repeated:
+            getattr(message, one.name).append(1)
         elif limits.required and one.message_type is not None:
             _fill(getattr(message, one.name), ids, text)
         elif limits.required:

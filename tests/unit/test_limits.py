@@ -115,14 +115,14 @@ def test_a_point_in_time_needs_no_limit() -> None:
 
 def test_bytes_are_refused_at_start() -> None:
     """The hub has no limit on bytes: such a field waits for one."""
-    field = {"type": FieldDescriptorProto.TYPE_BYTES}
+    field: dict[str, Any] = {"type": FieldDescriptorProto.TYPE_BYTES}
     with pytest.raises(ContractError, match="of bytes fields are not enforced"):
         _start(_service(limits=FieldLimits(max_bytes=5), **field))
 
 
 def test_a_repeated_field_without_a_greatest_number_is_refused_at_start() -> None:
     """Items are limited in number, and each by the other limits."""
-    field = {"label": FieldDescriptorProto.LABEL_REPEATED}
+    field: dict[str, Any] = {"label": FieldDescriptorProto.LABEL_REPEATED}
     with pytest.raises(ContractError, match="repeated fields need max_items"):
         _start(_service(limits=FieldLimits(max_length=5), **field))
     _start(_service(limits=FieldLimits(max_length=5, max_items=2), **field))
