@@ -56,7 +56,7 @@ _WITHOUT_SECRET = {
     "Login": ("LOGIN_FAILED",),
     "ChangePassword": ("LOGIN_FAILED", "INVALID_FIELD"),
     "RefreshToken": ("CREDENTIAL_INVALID",),
-    "ConfirmPasswordReset": ("INVALID_FIELD",),
+    "ConfirmPasswordReset": ("CREDENTIAL_INVALID",),
     "Logout": ("INVALID_FIELD",),
     "UpdateDefaultConfig": ("INVALID_FIELD",),
 }

@@ -92,6 +92,8 @@ async def test_every_call_is_logged_and_nothing_sensitive_ever_is(logged: Logged
     And each call has one line with its method, its code, its request id and its milliseconds.
     """
     key = logged.process.key
+    login = LoginRequest(email="canary@example.org", password="canary password")
+    token = (await logged.ask("Login", login, None)).response.token
     for name, method in METHODS.items():
         for text, caller in (
             (_CANARY, key),
@@ -106,9 +108,7 @@ async def test_every_call_is_logged_and_nothing_sensitive_ever_is(logged: Logged
         await logged.ask(name, f"\xff{_CANARY}".encode(), key)
         for one in _beyond_limits(method, logged.ids):
             refused = await logged.ask(name, one, key)
-            assert refused.reason == "INVALID_FIELD"
-    login = LoginRequest(email="canary@example.org", password="canary password")
-    token = (await logged.ask("Login", login, None)).response.token
+            assert refused.reason in ("INVALID_FIELD", "LEVEL_INSUFFICIENT")
     await logged.ask("GetUser", _filled(METHODS["GetUser"], logged.ids, _CANARY), token)
 
     reasons = {answer.reason for _, answer in logged.answers.values()}
