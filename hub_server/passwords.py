@@ -61,7 +61,7 @@ class Passwords:
 
     def is_outdated(self, stored: str) -> bool:
         """Tell whether a hash was made with another scheme, pepper or cost than new ones are."""
-        return not stored.startswith(f"{_SCHEME}{self._current}$2b${ROUNDS}$")
+        return not stored.startswith(f"{_SCHEME}{self._current}$2b${ROUNDS:02d}$")
 
     def close(self) -> None:
         """End the pool."""

@@ -43,7 +43,8 @@ _SETTINGS: Final = tuple(
 _USAGE: Final = """
 SELECT g.user_id, g.total_tokens_used, g.reserved_tokens, period.start AS period_start,
        period.used AS period_tokens_used,
-       greatest(c.max_tokens - period.used - g.reserved_tokens, 0) AS tokens_left,
+       CASE WHEN c.max_tokens IS NOT NULL  -- greatest() would make 0 of no limit
+            THEN greatest(c.max_tokens - period.used - g.reserved_tokens, 0) END AS tokens_left,
        (SELECT count(*) FROM chat_sessions s WHERE s.tenant_id = g.tenant_id
             AND s.user_id = g.user_id AND s.is_active AND s.deleted_at IS NULL) AS active_sessions,
        (SELECT coalesce(sum(s.last_seq), 0) FROM chat_sessions s WHERE s.tenant_id = g.tenant_id

@@ -501,7 +501,7 @@ def statements() -> Iterator[list[str]]:
 
     def note(*arguments: Any) -> None:
         statement: str = arguments[2]
-        if not re.search(r"\bhub_(authenticate|claim_document|purge_request_ids)\b", statement):
+        if not re.search(r"\bhub_(authenticate|claim_document|purge_\w+|note_used)\b", statement):
             seen.append(statement)
 
     sa.event.listen(sa.Engine, "before_cursor_execute", note)

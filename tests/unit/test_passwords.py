@@ -2,10 +2,13 @@
 
 import asyncio
 import threading
+import unicodedata
 from collections.abc import Iterator
 
 import bcrypt
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given, settings
 
 from hub_server.errors import HubError, Reason
 from hub_server.passwords import ROUNDS, Passwords
@@ -93,3 +96,49 @@ async def test_work_that_fails_makes_room_too() -> None:
                 await workers.run(lambda: 1 // 0)
     finally:
         workers.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    password=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=1000)
+    | st.sampled_from(["x" * 71, "x" * 72, "x" * 73, "\N{GRINNING FACE}" * 18, "a\0b", "\0" * 9]),
+    place=st.integers(0, 999),
+    bit=st.integers(0, 7),
+)
+def test_any_changed_byte_of_a_password_makes_it_another(
+    password: str, place: int, bit: int
+) -> None:
+    """Up to 1,000 characters, NUL, emoji and 72-byte borders included.
+
+    Unless both are the same text to Unicode (NFKC): `é` composed or not is one password.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hub_server.passwords.ROUNDS", 4)
+        passwords = Passwords({"new": b"a pepper"})
+    try:
+        stored = passwords._hash(password)
+        raw = bytearray(password.encode())
+        raw[place % len(raw)] ^= 1 << bit
+        changed = raw.decode(errors="replace")
+        same = unicodedata.normalize("NFKC", changed) == unicodedata.normalize("NFKC", password)
+        assert passwords._verify(password, stored)
+        assert passwords._verify(changed, stored) == same
+    finally:
+        passwords.close()
+
+
+async def test_a_hash_of_an_older_pepper_is_verified_and_outdated() -> None:
+    """The first pepper is for new hashes; one that nobody knows any more verifies nothing."""
+    old = Passwords({"old": b"an older one"})
+    stored = await old.hash("right")
+    both = Passwords({"new": b"a pepper", "old": b"an older one"})
+    lost = Passwords({"new": b"a pepper"})
+    try:
+        assert await both.verify("right", stored)
+        assert not await both.verify("wrong", stored)
+        assert both.is_outdated(stored)
+        assert not old.is_outdated(stored)
+        assert not await lost.verify("right", stored)
+    finally:
+        for one in (old, both, lost):
+            one.close()
