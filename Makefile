@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint format protos check-protos lock clean bench-echo bench-tenancy bench-cranfield
+.PHONY: help run demo test lint format protos check-protos lock clean bench-echo bench-tenancy bench-cranfield \
+  bench-login campaign-isolation
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -56,6 +57,12 @@ bench-tenancy: $(READY) ## Measure what row security and the tenant cost a state
 
 bench-cranfield: $(READY) ## Measure search on Cranfield: nDCG@10, rates, latencies.
 	@$(BIN)/python -m scripts.bench.cranfield
+
+bench-login: $(READY) ## Measure what time tells of a login, and what a flood of logins costs others.
+	@$(BIN)/python -m scripts.bench.login
+
+campaign-isolation: $(READY) ## Make 10,000 calls of two tenants at random; minutes. SEED=n repeats one.
+	@HUB_SEED=$(SEED) $(BIN)/pytest -s -m slow tests/integration/test_canaries.py
 
 clean: ## Remove what make made. The data in .hub stays.
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

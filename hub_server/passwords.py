@@ -12,6 +12,7 @@ A stored hash reads ``hub1$<pepper>$<bcrypt hash>``, the pepper by its name. Pla
 import base64
 import hashlib
 import hmac
+import os
 import unicodedata
 from collections.abc import Mapping
 from typing import Final
@@ -26,9 +27,10 @@ ROUNDS: Final = 12
 _SCHEME: Final = "hub1$"
 _PLAIN: Final = ("$2a$", "$2b$", "$2y$")
 _BCRYPT_BYTES: Final = 72
-_THREADS: Final = 2
+# Half of the processors: the other calls need theirs.
+_THREADS: Final = max(1, (os.cpu_count() or 1) // 2)
 # At 0.3 s a hash, whoever comes last waits about 5 s.
-_MOST_WAITING: Final = 32
+_MOST_WAITING: Final = 16 * _THREADS
 # The 30,000 commonest of leaked passwords, as zxcvbn ships them.
 _COMMON: Final = frozenset(FREQUENCY_LISTS["passwords"])
 
@@ -36,14 +38,16 @@ _COMMON: Final = frozenset(FREQUENCY_LISTS["passwords"])
 class Passwords:
     """Hashes and verifies passwords without holding up anything else."""
 
-    def __init__(self, peppers: Mapping[str, bytes]) -> None:
+    def __init__(self, peppers: Mapping[str, bytes], least_length: int = 8) -> None:
         """Start the pool; ``close`` ends it.
 
         ``peppers`` are keys by name; the first one is for new hashes, the others verify old ones.
+        ``least_length`` of new passwords is in characters.
         """
+        self._least_length = least_length
         self._peppers = peppers
         self._current = next(iter(peppers))
-        self._workers = Workers("bcrypt", threads=_THREADS, most_waiting=_MOST_WAITING)
+        self._workers = Workers("bcrypt", threads=_THREADS, most_waiting=_MOST_WAITING, yields=True)
         # Verified in place of a hash that does not exist: every login costs one hash.
         self._nobody = self._hash("")
 
@@ -62,6 +66,18 @@ class Passwords:
     def is_outdated(self, stored: str) -> bool:
         """Tell whether a hash was made with another scheme, pepper or cost than new ones are."""
         return not stored.startswith(f"{_SCHEME}{self._current}$2b${ROUNDS:02d}$")
+
+    def check_new(self, field: str, password: str, email: str) -> None:
+        """Refuse what guessers try first. Raises INVALID_FIELD or PASSWORD_REFUSED.
+
+        There are no rules of composition; NIST SP 800-63B-4 advises against them.
+        """
+        if len(password) < self._least_length:
+            raise HubError.invalid(field, f"must be at least {self._least_length} characters")
+        folded = unicodedata.normalize("NFKC", password).casefold()
+        own = email.casefold()
+        if folded in _COMMON or folded in (own, own.partition("@")[0]):
+            raise HubError(Reason.REASON_PASSWORD_REFUSED)
 
     def close(self) -> None:
         """End the pool."""
@@ -82,18 +98,6 @@ class Passwords:
         key = self._peppers.get(pepper)
         fits = bcrypt.checkpw(_digest(key or b"", password), f"${hashed}".encode())
         return fits and key is not None
-
-
-def check_new(password: str, email: str) -> None:
-    """Refuse what guessers try first. Raises PASSWORD_REFUSED.
-
-    There are no rules of composition; NIST SP 800-63B-4 advises against them. The least and the
-    greatest length are the contract's.
-    """
-    folded = unicodedata.normalize("NFKC", password).casefold()
-    own = email.casefold()
-    if folded in _COMMON or folded in (own, own.partition("@")[0]):
-        raise HubError(Reason.REASON_PASSWORD_REFUSED)
 
 
 def _digest(pepper: bytes, password: str) -> bytes:

@@ -87,7 +87,7 @@ async def _compose(
     """Build the servicers, by room, and the ingestion that works for them."""
     pages = PageTokens(await shared_key(database, "page_token"))
     peppers = read_peppers(settings)
-    passwords = await asyncio.to_thread(Passwords, peppers)
+    passwords = await asyncio.to_thread(Passwords, peppers, settings.password_min_length)
     views = Views(
         exact_max_bytes=int(settings.exact_max_mb * _MEBIBYTE),
         memory_bytes=settings.view_memory_mb * _MEBIBYTE,

@@ -76,6 +76,9 @@ class Settings(BaseSettings):
     refresh_ttl: int = Field(
         default=30 * 86400, ge=1, description="Seconds a login can be refreshed for."
     )
+    password_min_length: int = Field(
+        default=8, ge=8, le=1000, description="Characters a new password has at least."
+    )
     login_attempts: int = Field(
         default=10, ge=1, description="Logins of one account that are judged in a window."
     )

@@ -1,11 +1,16 @@
 """Small pools of threads with bounded queues, for work that would hold up the event loop."""
 
 import asyncio
+import os
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from hub_server.errors import HubError, Reason
+
+_YIELDING_NICENESS: Final = 10
 
 T = TypeVar("T")
 
@@ -13,9 +18,10 @@ T = TypeVar("T")
 class Workers:
     """A fixed number of threads; what cannot be queued is refused, not piled up."""
 
-    def __init__(self, name: str, *, threads: int, most_waiting: int) -> None:
-        """``most_waiting`` counts what runs too."""
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    def __init__(self, name: str, *, threads: int, most_waiting: int, yields: bool = False) -> None:
+        """``most_waiting`` counts what runs too. Threads that yield run when no others want to."""
+        begin = _yield if yields else None
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=begin)
         self._most_waiting = most_waiting
         self._waiting = 0
 
@@ -32,3 +38,9 @@ class Workers:
     def close(self) -> None:
         """End the pool without waiting for work nobody waits for."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _yield() -> None:
+    """Let the other threads of this process go first; only Linux has niceness by thread."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _YIELDING_NICENESS)

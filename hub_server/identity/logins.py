@@ -18,7 +18,7 @@ from hub_server.identity.secrets import PASSWORD_RESET, Secret
 from hub_server.identity.service import email_key
 from hub_server.ids import new_id
 from hub_server.paging import Page, split
-from hub_server.passwords import Passwords, check_new
+from hub_server.passwords import Passwords
 from hub_server.rows import Row, active_user
 
 DEFAULT_TENANT: Final = "default"
@@ -94,7 +94,7 @@ class Logins:
         if not await self._passwords.verify(old, stored):
             await self._note(caller, "authn_password_change_fail", user_id, done=False)
             raise _refused(row)
-        check_new(new, user["email"])
+        self._passwords.check_new("new_password", new, user["email"])
         hashed = await self._passwords.hash(new)
         async with self._database.transaction(caller) as connection:
             access = AccessRepository(connection, caller)
@@ -134,7 +134,7 @@ class Logins:
             row = await AccessRepository(connection, caller).passwords(user_id)
         if row is None:
             raise HubError(Reason.REASON_CREDENTIAL_INVALID)
-        check_new(new, row["email"])
+        self._passwords.check_new("new_password", new, row["email"])
         hashed = await self._passwords.hash(new)
         async with self._database.transaction(caller) as connection:
             access = AccessRepository(connection, caller)

@@ -19,7 +19,7 @@ from hub_server.idempotency import NO_USER, Claims, Retry
 from hub_server.identity.access_repository import AccessRepository
 from hub_server.identity.repository import IdentityRepository
 from hub_server.paging import Page, split
-from hub_server.passwords import Passwords, check_new
+from hub_server.passwords import Passwords
 from hub_server.rows import Row
 
 _LANGUAGE: Final = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
@@ -51,7 +51,7 @@ class IdentityService:
     ) -> Row:
         """Create a user. Raises EMAIL_TAKEN or REQUEST_ID_REUSED."""
         if password is not None:
-            check_new(password, email)
+            self._passwords.check_new("password", password, email)
         hashed = None if password is None else await self._passwords.hash(password)
         async with self._database.transaction(caller) as connection:
             claims = Claims(connection, caller.tenant_id, NO_USER)
