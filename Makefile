@@ -62,7 +62,7 @@ bench-login: $(READY) ## Measure what time tells of a login, and what a flood of
 	@$(BIN)/python -m scripts.bench.login
 
 campaign-isolation: $(READY) ## Make 10,000 calls of two tenants at random; minutes. SEED=n repeats one.
-	@HUB_SEED=$(SEED) $(BIN)/pytest -s -m slow tests/integration/test_canaries.py
+	@CAMPAIGN_SEED=$(SEED) $(BIN)/pytest -s -m slow tests/integration/test_canaries.py
 
 clean: ## Remove what make made. The data in .hub stays.
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

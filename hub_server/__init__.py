@@ -14,6 +14,8 @@ chat         in which conversation, what       servicer    check, call, convert
              was said                          service     the rules; opens the transaction
 memory       what is remembered                repository  SQL only, never commits
 knowledge    what is known                     models      the tables
+             identity has more: logins and refresh (tokens), keys (service keys, tenants),
+             authentication, secrets, scopes, owner (for ``hub admin``), access_repository, wire
 
 search       one search: embed, ask the view, let Postgres decide
 spaces       the counter by which a view knows that it is up to date
