@@ -51,6 +51,10 @@ class Passwords:
         # Verified in place of a hash that does not exist: every login costs one hash.
         self._nobody = self._hash("")
 
+    def check_room(self) -> None:
+        """Refuse early, before anything is written, when too many wait. Raises OVERLOADED."""
+        self._workers.check_room()
+
     async def hash(self, password: str) -> str:
         """Return the hash to store. Raises OVERLOADED when too many wait."""
         return await self._workers.run(lambda: self._hash(password))

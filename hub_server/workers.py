@@ -25,10 +25,14 @@ class Workers:
         self._most_waiting = most_waiting
         self._waiting = 0
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Return what ``work`` returns. Raises OVERLOADED when too many wait."""
+    def check_room(self) -> None:
+        """Refuse early what ``run`` would refuse. Raises OVERLOADED."""
         if self._waiting >= self._most_waiting:
             raise HubError(Reason.REASON_OVERLOADED)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Return what ``work`` returns. Raises OVERLOADED when too many wait."""
+        self.check_room()
         self._waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)

@@ -215,7 +215,8 @@ class Logins:
             await access.set_password(user["user_id"], user["password_hash"], hashed)
 
     async def _charge(self, caller: Caller, key: str) -> Row:
-        """Count an attempt against an account and return what decides it."""
+        """Count an attempt against an account and return what decides it. Raises OVERLOADED."""
+        self._passwords.check_room()  # a flood beyond it costs Postgres nothing
         async with self._database.statement(caller) as connection:
             return await AccessRepository(connection, caller).charge_login(
                 key, self._account(key), self._terms.attempts, self._terms.window

@@ -153,9 +153,7 @@ def _fill(
             setattr(message, field.name, _value(chance, field, whose, canary))
 
 
-def _value(
-    chance: random.Random, field: FieldDescriptor, whose: Sequence[dict[str, str]], canary: str
-) -> Any:
+def _value(chance: random.Random, field: Any, whose: Sequence[dict[str, str]], canary: str) -> Any:
     limits = field.GetOptions().Extensions[options_pb2.limits]
     if field.name in whose[0]:
         return chance.choice([chance.choice(whose)[field.name], new_id()])
