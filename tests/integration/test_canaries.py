@@ -137,6 +137,8 @@ def _fill(
 ) -> None:
     for field in message.DESCRIPTOR.fields:
         limits = field.GetOptions().Extensions[options_pb2.limits]
+        if field.name in ("page_token", "request_id", "etag"):
+            continue  # made up they only keep a call from what is tested here
         if not limits.required and chance.random() < 0.4:
             continue
         if field.is_repeated:
@@ -178,13 +180,13 @@ def _said(answer: Answer) -> bytes:
 async def _campaign(hub: Hub, sides: list[Side], calls: int, seed: int) -> Counter[str]:
     """Make so many random calls; assert of each that it tells nothing of the other side."""
     chance, outcomes = random.Random(seed), Counter[str]()  # noqa: S311 - to be repeated
-    methods = list(METHODS.values())
+    methods = [method for name, method in METHODS.items() if name != "Logout"]
 
     async def one(number: int) -> None:
         own, other = sides[number % 2], sides[1 - number % 2]
         method = chance.choice(methods)
         request = _generated(chance, method, own, other)
-        key = chance.choice([*own.credentials, None]) or None
+        key = None if chance.random() < 0.05 else chance.choice(own.credentials)
         answer = await ask(channel, method, request, key)
         outcomes[answer.reason or "OK"] += 1
         assert other.canary.encode() not in _said(answer), (seed, number, method.name)
@@ -194,8 +196,10 @@ async def _campaign(hub: Hub, sides: list[Side], calls: int, seed: int) -> Count
         with capture_logs() as lines:
             for start in range(0, calls, _TOGETHER):
                 await asyncio.gather(*map(one, range(start, min(start + _TOGETHER, calls))))
-    told = repr(lines)
-    assert not any(side.canary in told for side in sides)
+    # A line may bear names of models and time zones, which are no words: of its own tenant only.
+    for line in lines:
+        for side in sides:
+            assert side.canary not in repr(line) or line["tenant_id"] == side.ids["tenant_id"]
     return outcomes
 
 
