@@ -15,7 +15,7 @@ chat         in which conversation, what       servicer    check, call, convert
 memory       what is remembered                repository  SQL only, never commits
 knowledge    what is known                     models      the tables
              identity has more: logins and refresh (tokens), keys (service keys, tenants),
-             authentication, secrets, scopes, owner (for ``hub admin``), access_repository, wire
+             authentication, secrets, scopes, owner (for ``hub admin``), wire, and SQL for each
 
 search       one search: embed, ask the view, let Postgres decide
 spaces       the counter by which a view knows that it is up to date

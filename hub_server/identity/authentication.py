@@ -19,8 +19,9 @@ from hub_server.caller import Caller
 from hub_server.database import Database
 from hub_server.errors import HubError, Reason
 from hub_server.identity import scopes
-from hub_server.identity.access_repository import AccessRepository, SystemRepository
+from hub_server.identity.access_repository import AccessRepository
 from hub_server.identity.secrets import Secret, is_well_formed
+from hub_server.identity.system_repository import SystemRepository
 from hub_server.rows import Row
 
 LEVELS: Final = {

@@ -10,10 +10,11 @@ from typing import Final
 
 from hub_server.caller import Caller
 from hub_server.database import Database
-from hub_server.identity.access_repository import AccessRepository, SystemRepository
+from hub_server.identity.access_repository import AccessRepository
 from hub_server.identity.logins import DEFAULT_TENANT
 from hub_server.identity.scopes import EVERYTHING
 from hub_server.identity.secrets import Secret
+from hub_server.identity.system_repository import SystemRepository
 from hub_server.ids import new_id
 from hub_server.settings import Settings
 

@@ -9,8 +9,9 @@ from hub_server.database import Database
 from hub_server.errors import HubError, Reason
 from hub_server.idempotency import NO_TENANT, NO_USER, Claims, Retry
 from hub_server.identity import scopes
-from hub_server.identity.access_repository import AccessRepository, SystemRepository
+from hub_server.identity.access_repository import AccessRepository
 from hub_server.identity.secrets import Secret
+from hub_server.identity.system_repository import SystemRepository
 from hub_server.ids import new_id
 from hub_server.paging import Page, split
 from hub_server.rows import Row

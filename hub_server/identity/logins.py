@@ -12,10 +12,11 @@ from hub_server.caller import Caller
 from hub_server.database import Database
 from hub_server.errors import HubError, Reason
 from hub_server.identity import refresh
-from hub_server.identity.access_repository import AccessRepository, SystemRepository
+from hub_server.identity.access_repository import AccessRepository
 from hub_server.identity.refresh import RefreshToken
 from hub_server.identity.secrets import PASSWORD_RESET, Secret
 from hub_server.identity.service import email_key
+from hub_server.identity.system_repository import SystemRepository
 from hub_server.ids import new_id
 from hub_server.paging import Page, split
 from hub_server.passwords import Passwords

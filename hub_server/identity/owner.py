@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from hub_server.database import owner_transaction
-from hub_server.identity.access_repository import OwnerRepository
 from hub_server.identity.scopes import EVERYTHING
 from hub_server.identity.secrets import OPERATOR_KEY, Secret
+from hub_server.identity.system_repository import OwnerRepository
 from hub_server.ids import new_id
 from hub_server.rows import Row
 

@@ -8,7 +8,7 @@ import structlog
 
 from hub_server import idempotency
 from hub_server.database import Database
-from hub_server.identity.access_repository import SystemRepository
+from hub_server.identity.system_repository import SystemRepository
 from hub_server.rpc import causes
 
 _EVERY_SECONDS: Final = 3600.0
