@@ -32,7 +32,7 @@ _THREADS: Final = max(1, (os.cpu_count() or 1) // 2)
 # At 0.3 s a hash, whoever comes last waits about 5 s.
 _MOST_WAITING: Final = 16 * _THREADS
 # The 30,000 commonest of leaked passwords, as zxcvbn ships them.
-_COMMON: Final = frozenset(FREQUENCY_LISTS["passwords"])
+_COMMON: Final[frozenset[str]] = frozenset(FREQUENCY_LISTS["passwords"])
 
 
 class Passwords:
