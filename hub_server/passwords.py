@@ -76,10 +76,10 @@ class Passwords:
 
         There are no rules of composition; NIST SP 800-63B-4 advises against them.
         """
-        if len(password) < self._least_length:
+        normal = unicodedata.normalize("NFKC", password)
+        if len(normal) < self._least_length:
             raise HubError.invalid(field, f"must be at least {self._least_length} characters")
-        folded = unicodedata.normalize("NFKC", password).casefold()
-        own = email.casefold()
+        folded, own = normal.casefold(), unicodedata.normalize("NFKC", email).casefold()
         if folded in _COMMON or folded in (own, own.partition("@")[0]):
             raise HubError(Reason.REASON_PASSWORD_REFUSED)
 

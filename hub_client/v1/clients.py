@@ -425,6 +425,9 @@ class IdentityClient:
         the same pair, as long as nobody used the newer one. A refresh token that is
         older than that was stolen or copied: the login ends, with all its tokens.
 
+        To be called without a credential: an expired token in the metadata would
+        refuse the call.
+
         Errors include: CREDENTIAL_INVALID.
         """
         return self._transport.call(
@@ -829,6 +832,9 @@ class AsyncIdentityClient:
         A client that lost the answer presents the same refresh token again and gets
         the same pair, as long as nobody used the newer one. A refresh token that is
         older than that was stolen or copied: the login ends, with all its tokens.
+
+        To be called without a credential: an expired token in the metadata would
+        refuse the call.
 
         Errors include: CREDENTIAL_INVALID.
         """

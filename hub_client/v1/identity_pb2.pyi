@@ -383,7 +383,9 @@ class ListUsersRequest(_message.Message):
     is_active: _builtins.bool
     """Only active or only disabled users. Absent = both."""
     email_prefix: _builtins.str
-    """Only users whose email begins so, in any case. At most 254 characters."""
+    """Only users whose email begins so, in any case; of an international domain
+    only the whole. At most 254 characters.
+    """
     show_deleted: _builtins.bool
     """Deleted users too."""
     def __init__(

@@ -321,6 +321,9 @@ class IdentityServiceServicer:
         the same pair, as long as nobody used the newer one. A refresh token that is
         older than that was stolen or copied: the login ends, with all its tokens.
 
+        To be called without a credential: an expired token in the metadata would
+        refuse the call.
+
         Errors include: CREDENTIAL_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

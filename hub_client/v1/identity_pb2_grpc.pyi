@@ -103,6 +103,9 @@ class IdentityServiceStub:
     the same pair, as long as nobody used the newer one. A refresh token that is
     older than that was stolen or copied: the login ends, with all its tokens.
 
+    To be called without a credential: an expired token in the metadata would
+    refuse the call.
+
     Errors include: CREDENTIAL_INVALID.
     """
     Logout: _grpc.UnaryUnaryMultiCallable[_identity_pb2.LogoutRequest, _identity_pb2.LogoutResponse]
@@ -298,6 +301,9 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     A client that lost the answer presents the same refresh token again and gets
     the same pair, as long as nobody used the newer one. A refresh token that is
     older than that was stolen or copied: the login ends, with all its tokens.
+
+    To be called without a credential: an expired token in the metadata would
+    refuse the call.
 
     Errors include: CREDENTIAL_INVALID.
     """
@@ -557,6 +563,9 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         A client that lost the answer presents the same refresh token again and gets
         the same pair, as long as nobody used the newer one. A refresh token that is
         older than that was stolen or copied: the login ends, with all its tokens.
+
+        To be called without a credential: an expired token in the metadata would
+        refuse the call.
 
         Errors include: CREDENTIAL_INVALID.
         """

@@ -102,7 +102,9 @@ class _ScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Scope.ValueType
     SCOPE_IDENTITY_READ: _Scope.ValueType  # 1
     """Methods of IdentityService that read."""
     SCOPE_IDENTITY_WRITE: _Scope.ValueType  # 2
-    """Methods of IdentityService that change users and their configuration."""
+    """Methods of IdentityService that change users and their configuration. They
+    include CreatePasswordReset: who has this scope can log in as any user.
+    """
     SCOPE_IDENTITY_ADMIN: _Scope.ValueType  # 3
     """Methods of IdentityService that manage keys, defaults and the audit log."""
     SCOPE_CHAT_READ: _Scope.ValueType  # 4
@@ -138,7 +140,9 @@ SCOPE_UNSPECIFIED: Scope.ValueType  # 0
 SCOPE_IDENTITY_READ: Scope.ValueType  # 1
 """Methods of IdentityService that read."""
 SCOPE_IDENTITY_WRITE: Scope.ValueType  # 2
-"""Methods of IdentityService that change users and their configuration."""
+"""Methods of IdentityService that change users and their configuration. They
+include CreatePasswordReset: who has this scope can log in as any user.
+"""
 SCOPE_IDENTITY_ADMIN: Scope.ValueType  # 3
 """Methods of IdentityService that manage keys, defaults and the audit log."""
 SCOPE_CHAT_READ: Scope.ValueType  # 4

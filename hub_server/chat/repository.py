@@ -66,7 +66,7 @@ session AS (
     FOR NO KEY UPDATE OF s
 ),
 budget AS (
-    SELECT g.user_id, g.period_start, hub_period_start(c.budget_period, c.timezone) AS start
+    SELECT g.user_id, hub_period_start(c.budget_period, c.timezone) AS start
     FROM user_usage g
     JOIN user_configs c ON c.tenant_id = g.tenant_id AND c.user_id = g.user_id
     WHERE g.tenant_id = :tenant_id AND g.user_id IN (SELECT user_id FROM session)

@@ -8,6 +8,7 @@ import typer
 
 from hub_server.cli.own_postgres import own_postgres
 from hub_server.identity import owner
+from hub_server.migrations import migrate
 from hub_server.settings import Settings
 
 app = typer.Typer(help="Operators, and keys for tenants that lost theirs.", no_args_is_help=True)
@@ -61,6 +62,7 @@ def _owner_url() -> Iterator[str]:
         yield given.get_secret_value()
         return
     with own_postgres(settings, shared=True) as url:
+        migrate(url, settings.server_role)  # it may never have been served
         yield url
 
 

@@ -175,17 +175,11 @@ class AccessRepository:
         return (await self._connection.execute(query)).mappings().first()
 
     async def set_tenant_active(self, *, is_active: bool) -> Row | None:
-        """Disable or enable the tenant; return it, or None."""
-        changed = tenants.c.is_active != is_active
+        """Disable or enable the tenant; return it, or None when it was so already."""
         statement = (
             sa.update(tenants)
-            .where(tenants.c.tenant_id == self._tenant_id)
-            .values(
-                is_active=is_active,
-                updated_at=sa.case(
-                    (changed, sa.func.clock_timestamp()), else_=tenants.c.updated_at
-                ),
-            )
+            .where(tenants.c.tenant_id == self._tenant_id, tenants.c.is_active != is_active)
+            .values(is_active=is_active, updated_at=sa.func.clock_timestamp())
             .returning(*_TENANT)
         )
         return (await self._connection.execute(statement)).mappings().first()
@@ -257,20 +251,24 @@ class AccessRepository:
         query = query.order_by(credentials.c.credential_id.desc()).limit(page.size + 1)
         return (await self._connection.execute(query)).mappings().all()
 
-    async def revoke_key(self, key_id: str) -> Row | None:
-        """End a service key; return it, or None. One that has ended stays as it is."""
+    async def lock_key(self, key_id: str) -> Row | None:
+        """Return a service key and hold it until the transaction ends; or None."""
+        query = sa.select(*_KEY).where(*self._key(key_id)).with_for_update()
+        return (await self._connection.execute(query)).mappings().first()
+
+    async def revoke_key(self, key_id: str) -> Row:
+        """End a service key that exists; return it."""
         now = sa.func.clock_timestamp()
-        statement = (
-            sa.update(credentials)
-            .where(
-                credentials.c.tenant_id == self._tenant_id,
-                credentials.c.credential_id == key_id,
-                credentials.c.kind == "service_key",
-            )
-            .values(revoked_at=sa.func.coalesce(credentials.c.revoked_at, now), updated_at=now)
-            .returning(*_KEY)
+        statement = sa.update(credentials).where(*self._key(key_id))
+        statement = statement.values(revoked_at=now, updated_at=now).returning(*_KEY)
+        return (await self._connection.execute(statement)).mappings().one()
+
+    def _key(self, key_id: str) -> tuple[sa.ColumnElement[bool], ...]:
+        return (
+            credentials.c.tenant_id == self._tenant_id,
+            credentials.c.credential_id == key_id,
+            credentials.c.kind == "service_key",
         )
-        return (await self._connection.execute(statement)).mappings().first()
 
     async def valid_credential(self, secret_hash: bytes) -> Row | None:
         """Return the credential with this hash if a call with it would be let in, or None."""
@@ -287,6 +285,7 @@ class AccessRepository:
             .where(
                 credentials.c.tenant_id == self._tenant_id,
                 credentials.c.secret_hash == secret_hash,
+                credentials.c.kind.in_(["service_key", "user_token"]),
                 credentials.c.revoked_at.is_(None),
                 expires_at.is_(None) | (expires_at > sa.func.clock_timestamp()),
                 credentials.c.user_id.is_(None)
@@ -372,6 +371,14 @@ class AccessRepository:
         """Return a user's email and password hash, or None."""
         query = sa.select(users.c.email, users.c.password_hash).where(*self._user(user_id))
         return (await self._connection.execute(query)).mappings().first()
+
+    async def rehash(self, user_id: str, old_hash: str | None, new_hash: str) -> None:
+        """Replace a hash by another of the same password; to callers the user is the same."""
+        await self._connection.execute(
+            sa.update(users)
+            .where(*self._user(user_id), users.c.password_hash.is_not_distinct_from(old_hash))
+            .values(password_hash=new_hash)
+        )
 
     async def set_password(self, user_id: str, old_hash: str | None, new_hash: str) -> bool:
         """Replace a hash, unless it is no longer the old one; tell whether it was."""

@@ -76,7 +76,13 @@ class Authenticator:
         )
         if caller.scopes is not None:
             self._used[caller.credential_id] = dt.datetime.now(dt.UTC)
-        return caller if act_as is None else _acting(caller, act_as, row)
+        if act_as is None:
+            return caller
+        try:
+            return _acting(caller, act_as, row)
+        except HubError:
+            await self.note_refusal(caller, "act-as")
+            raise
 
     async def close(self) -> None:
         """Break off what is being looked up."""
@@ -108,6 +114,7 @@ class Authenticator:
             async with self._database.system() as connection:
                 await SystemRepository(connection).note_used(list(used), list(used.values()))
         except HubError as error:
+            self._used = used | self._used
             log.warning("use of keys not noted", keys=len(used), reason=str(error))
 
     async def _look_up(self, asked: Sequence[_Asked]) -> Sequence[Row | None]:

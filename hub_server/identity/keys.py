@@ -36,18 +36,25 @@ class Keys:
 
         Raises INVALID_FIELD, SCOPE_INSUFFICIENT or REQUEST_ID_REUSED.
         """
-        if expires_at is not None and expires_at <= dt.datetime.now(dt.UTC):
-            raise HubError.invalid("expires_at", "must be a time to come")
-        _check_grants(caller, wanted)
+        if (lacking := _lacking(caller, wanted)) is not None:
+            await self._note_refusal(caller)
+            raise HubError(Reason.REASON_SCOPE_INSUFFICIENT, required=lacking)
         async with self._database.transaction(caller) as connection:
             claims = Claims(connection, caller.tenant_id, NO_USER)
             if (answer := await claims.claim(retry)) is not None:
                 return answer, ""
+            if expires_at is not None and expires_at <= dt.datetime.now(dt.UTC):
+                raise HubError.invalid("expires_at", "must be a time to come")
             access = AccessRepository(connection, caller)
             key, secret = await _add_key(access, name, wanted, expires_at)
             await access.note("authn_token_created", "api_key", key["credential_id"])
             await claims.keep(retry, key)
             return key, secret
+
+    async def _note_refusal(self, caller: Caller) -> None:
+        async with self._database.statement(caller) as connection:
+            access = AccessRepository(connection, caller)
+            await access.note("authz_fail", "method", "CreateApiKey", done=False)
 
     async def list_keys(
         self, caller: Caller, page: Page, *, show_ended: bool
@@ -62,11 +69,13 @@ class Keys:
         """End a key. Raises NOT_FOUND."""
         async with self._database.transaction(caller) as connection:
             access = AccessRepository(connection, caller)
-            key = await access.revoke_key(key_id)
+            key = await access.lock_key(key_id)
             if key is None:
                 raise HubError(Reason.REASON_NOT_FOUND, resource="api_key")
+            if key["revoked_at"] is not None:
+                return key
             await access.note("authn_token_revoked", "api_key", key_id)
-            return key
+            return await access.revoke_key(key_id)
 
     async def list_events(
         self, caller: Caller, page: Page, filters: Mapping[str, str], since: Any, until: Any
@@ -123,7 +132,9 @@ class Tenants:
         caller = operator.within(tenant_id)
         async with self._database.transaction(caller) as connection:
             access = AccessRepository(connection, caller)
-            tenant = _found(await access.set_tenant_active(is_active=is_active))
+            tenant = await access.set_tenant_active(is_active=is_active)
+            if tenant is None:
+                return _found(await access.tenant())
             event = "tenant_activated" if is_active else "tenant_deactivated"
             await access.note(event, "tenant", tenant_id)
             return tenant
@@ -145,11 +156,11 @@ async def _add_key(
     return key, secret.text
 
 
-def _check_grants(caller: Caller, wanted: Sequence[str]) -> None:
-    """Refuse to grant what the caller lacks: a key must not make itself a greater one."""
-    for scope in sorted(set(wanted)):
-        if caller.scopes is None or scopes.from_text(scope) not in caller.scopes:
-            raise HubError(Reason.REASON_SCOPE_INSUFFICIENT, required=scope.upper())
+def _lacking(caller: Caller, wanted: Sequence[str]) -> str | None:
+    """Return a scope that the caller lacks and so must not grant, or None."""
+    held = caller.scopes or frozenset()
+    lacking = [scope.upper() for scope in wanted if scopes.from_text(scope) not in held]
+    return min(lacking, default=None)
 
 
 def _found(row: Row | None) -> Row:

@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -20,7 +21,7 @@ from hub_server.identity.system_repository import SystemRepository
 from hub_server.ids import new_id
 from hub_server.paging import Page, split
 from hub_server.passwords import Passwords
-from hub_server.rows import Row, active_user
+from hub_server.rows import Row
 
 DEFAULT_TENANT: Final = "default"
 _RESET_TTL: Final = dt.timedelta(hours=1)
@@ -77,7 +78,8 @@ class Logins:
         if user is None:
             raise _refused(row)
         if self._passwords.is_outdated(row["password_hash"]):
-            await self._rehash(caller, row, password)
+            with suppress(HubError):  # the login stands; the next one tries again
+                await self._rehash(caller, row, password)
         return tokens, user
 
     async def change_password(self, caller: Caller, user_id: str, old: str, new: str) -> int:
@@ -139,8 +141,9 @@ class Logins:
         hashed = await self._passwords.hash(new)
         async with self._database.transaction(caller) as connection:
             access = AccessRepository(connection, caller)
-            spent = await access.end_resets(user_id, secret.hash)
-            if not spent or not await access.set_password(user_id, row["password_hash"], hashed):
+            # The user before the token, as everywhere: or two could wait for each other.
+            changed = await access.set_password(user_id, row["password_hash"], hashed)
+            if not changed or not await access.end_resets(user_id, secret.hash):
                 raise HubError(Reason.REASON_CREDENTIAL_INVALID)
             await access.forget_attempts(self._account(email_key(row["email"])))
             await access.note("authn_password_change", "user", user_id)
@@ -179,7 +182,8 @@ class Logins:
         login_id = None if every else caller.credential_id
         async with self._database.transaction(caller) as connection:
             access = AccessRepository(connection, caller)
-            await access.note("authn_token_revoked", "login", login_id or "")
+            target = ("user", caller.user_id) if login_id is None else ("login", login_id)
+            await access.note("authn_token_revoked", *target)
             return await access.end_logins(caller.user_id, login_id)
 
     async def revoke(self, caller: Caller, login_id: str) -> None:
@@ -197,7 +201,8 @@ class Logins:
         async with self._database.statement(caller) as connection:
             access = AccessRepository(connection, caller)
             rows = await access.list_logins(user_id, page)
-        active_user(rows[0] if rows else None)
+        if not rows:
+            raise HubError(Reason.REASON_NOT_FOUND, resource="user")
         logins = [row for row in rows if row["credential_id"] is not None]
         return split(logins, page.size, lambda row: str(row["credential_id"]))
 
@@ -213,7 +218,7 @@ class Logins:
         hashed = await self._passwords.hash(password)
         async with self._database.statement(caller) as connection:
             access = AccessRepository(connection, caller)
-            await access.set_password(user["user_id"], user["password_hash"], hashed)
+            await access.rehash(user["user_id"], user["password_hash"], hashed)
 
     async def _charge(self, caller: Caller, key: str) -> Row:
         """Count an attempt against an account and return what decides it. Raises OVERLOADED."""
@@ -280,6 +285,7 @@ class Logins:
             reissue=token.seal(pair),
             refreshed_at=dt.datetime.now(dt.UTC),
         )
+        await access.note("authn_token_created", "login", token.login_id)
         return tokens
 
     def _tokens(self, login_id: str, family_key: bytes, pair: bytes, ends: dt.datetime) -> Tokens:

@@ -38,6 +38,8 @@ _SETTINGS: Final = tuple(
     if column.name not in ("tenant_id", "created_at", "updated_at")
 )
 
+_INVALID_PARAMETER: Final = "22023"
+
 # What users have used: of one of them or of a page, most tokens first. A period that is over
 # counts as not begun; nothing is written for that.
 _USAGE: Final = """
@@ -127,7 +129,7 @@ class IdentityRepository:
 
     async def lock_user(self, user_id: str) -> Row | None:
         """Return a user, deleted or not, and hold him until the transaction ends; or None."""
-        query = sa.select(*_USER).where(*self._names(user_id))
+        query = sa.select(*_USER, users.c.email_key).where(*self._names(user_id))
         query = query.with_for_update(key_share=True)
         return (await self._connection.execute(query)).mappings().first()
 
@@ -188,7 +190,9 @@ class IdentityRepository:
         try:
             async with self._connection.begin_nested():
                 await self._connection.execute(sa.select(sa.func.timezone(name, sa.func.now())))
-        except DBAPIError:
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) != _INVALID_PARAMETER:
+                raise
             return False
         return True
 

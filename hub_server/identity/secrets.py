@@ -8,6 +8,7 @@ mistyped one without asking a database.
 """
 
 import hashlib
+import re
 import secrets
 import string
 import uuid
@@ -24,6 +25,9 @@ _DIGITS: Final = string.digits + string.ascii_letters
 _BITS: Final = 256
 _SECRET_DIGITS: Final = 43  # 62 ** 43 > 2 ** 256
 _CHECKSUM_DIGITS: Final = 6  # 62 ** 6 > 2 ** 32
+_WITH_CHECKSUM: Final = re.compile(
+    rf"{SERVICE_KEY}[0-9a-f]{{32}}_[0-9A-Za-z]{{{_SECRET_DIGITS + _CHECKSUM_DIGITS}}}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +55,14 @@ class Secret:
 
 
 def is_well_formed(text: str) -> bool:
-    """Tell whether a text can be a credential to call with; most that cannot are mistyped."""
-    if text.startswith(SERVICE_KEY):
+    """Tell whether a text can be a credential to call with; most that cannot are mistyped.
+
+    Service keys of the first version have no checksum, and are known by their other shape.
+    """
+    if _WITH_CHECKSUM.fullmatch(text):
         body = text.removeprefix(SERVICE_KEY)
         return _checksum(body[:-_CHECKSUM_DIGITS]) == body[-_CHECKSUM_DIGITS:]
-    return text.startswith((USER_TOKEN, OPERATOR_KEY))
+    return text.startswith((SERVICE_KEY, USER_TOKEN, OPERATOR_KEY))
 
 
 def _checksum(body: str) -> str:

@@ -247,7 +247,7 @@ def email_key(email: str) -> str:
     Case and width of letters do not count, and a domain is compared as IDNA spells it. Raises
     INVALID_FIELD for a domain that IDNA does not admit.
     """
-    local, _, domain = _fold(email).rpartition("@")
+    local, _, domain = _fold(email).removesuffix(".").rpartition("@")
     try:
         return f"{local}@{idna.encode(domain, uts46=True).decode()}"
     except idna.IDNAError as error:
@@ -257,9 +257,13 @@ def email_key(email: str) -> str:
 def email_prefix_key(prefix: str) -> str:
     """Return what the compared form of an email begins with when the email begins so.
 
-    A domain in the prefix is taken as it stands: half of an international one has no IDNA form.
+    A whole domain is spelt as IDNA does; half of an international one has no such form.
     """
-    return _fold(prefix)
+    folded = _fold(prefix)
+    try:
+        return email_key(prefix) if "@" in folded else folded
+    except HubError:
+        return folded
 
 
 def _fold(email: str) -> str:

@@ -7,7 +7,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hub_server.identity.models import credentials, hub_keys, operators, tenants
+from hub_server.identity.models import audit_events, credentials, hub_keys, operators, tenants
 from hub_server.ids import new_id
 from hub_server.paging import Page
 from hub_server.rows import Row
@@ -128,6 +128,16 @@ class OwnerRepository:
                 secret_hash=secret_hash,
                 name="hub admin",
                 scopes=list(granted),
+            )
+        )
+        self._connection.execute(
+            sa.insert(audit_events).values(
+                tenant_id=tenant_id,
+                event_id=new_id(),
+                event_type="authn_token_created",
+                outcome="success",
+                target_type="api_key",
+                target_id=key_id,
             )
         )
         return True

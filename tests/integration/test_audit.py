@@ -28,6 +28,7 @@ from hub_client.v1 import (
     WhoAmIRequest,
 )
 from hub_client.v1.options_pb2 import Scope
+from tests.integration.test_keys import ask
 from tests.integration.test_logins import EMAIL, PASSWORD, log_in
 from tests.support import Hub, Tenant
 
@@ -163,3 +164,30 @@ def test_the_server_can_neither_change_nor_delete_events(hub: Hub) -> None:
             connection.execute("SET ROLE hub_server")
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(statement)
+
+
+async def test_what_a_key_tries_in_vain_is_noted(hub: Hub, tenant: Tenant) -> None:
+    """To act for a user without the scope, and to grant what it lacks."""
+    user = await tenant.new_user()
+    request = CreateApiKeyRequest(name="admin", scopes=[Scope.SCOPE_IDENTITY_ADMIN])
+    made = await tenant.client.identity.create_api_key(request)
+    lesser = hub.client(made.secret)
+    with pytest.raises(errors.ScopeInsufficientError):
+        await lesser.identity.create_api_key(
+            CreateApiKeyRequest(name="greater", scopes=[Scope.SCOPE_CHAT_READ])
+        )
+    answer = await ask(hub, "IdentityService/WhoAmI", WhoAmIRequest(), made.secret, user.user_id)
+    assert answer[0] == "PERMISSION_DENIED"
+    found = await events(tenant, event_type="authz_fail")
+    assert [one.target_id for one in found] == ["CreateApiKey", "act-as"]
+    assert {one.actor_credential_id for one in found} == {made.api_key.api_key_id}
+
+
+async def test_a_refresh_is_noted(tenant: Tenant) -> None:
+    """Once for each new pair; a repetition makes none."""
+    login = await log_in(tenant)
+    request = RefreshTokenRequest(refresh_token=login.refresh_token)
+    for _ in range(2):
+        await tenant.hub.client().identity.refresh_token(request)
+    (event,) = await events(tenant, event_type="authn_token_created")
+    assert event.target_id == login.login_id

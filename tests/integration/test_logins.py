@@ -18,6 +18,8 @@ from hub_client.v1 import (
     ChangePasswordRequest,
     ConfirmPasswordResetRequest,
     CreatePasswordResetRequest,
+    DeactivateUserRequest,
+    GetUserRequest,
     IntrospectTokenRequest,
     ListLoginsRequest,
     LoginRequest,
@@ -28,6 +30,8 @@ from hub_client.v1 import (
     RevokeLoginRequest,
     WhoAmIRequest,
 )
+from hub_server.errors import HubError, Reason
+from hub_server.passwords import Passwords
 from tests.integration.test_database import held, until, waiting_for_locks
 from tests.support import Tenant
 
@@ -260,3 +264,62 @@ async def test_introspection_tells_what_a_call_would_meet(
     assert (elsewhere.active, elsewhere.user_id) == (False, "")
     await tenant.hub.client(login.token).identity.logout(LogoutRequest())
     assert not (await tenant.client.identity.introspect_token(ask)).active
+
+
+async def test_a_reset_token_is_no_credential(tenant: Tenant) -> None:
+    """Introspection calls it not active, and no call is let in with it."""
+    login = await log_in(tenant)
+    ask = CreatePasswordResetRequest(user_id=login.user.user_id)
+    token = (await tenant.client.identity.create_password_reset(ask)).reset_token
+    found = await tenant.client.identity.introspect_token(IntrospectTokenRequest(token=token))
+    assert not found.active
+    assert not await is_let_in(tenant, token)
+
+
+async def test_an_old_hash_is_replaced_unseen(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user's etag stays; and a login that cannot replace it for want of room succeeds."""
+    await tenant.new_user(email=EMAIL)
+    plain = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+    tenant.hub.sql(
+        "UPDATE users SET password_hash = %s WHERE tenant_id = %s", plain, tenant.tenant_id
+    )
+    request = LoginRequest(email=EMAIL, password=PASSWORD)
+
+    async def full(_: Passwords, __: str) -> str:
+        raise HubError(Reason.REASON_OVERLOADED)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Passwords, "hash", full)
+        first = await tenant.client.identity.login(request)
+    stored = "SELECT password_hash FROM users WHERE tenant_id = %s"
+    assert tenant.hub.sql(stored, tenant.tenant_id) == [(plain,)]
+    second = await tenant.client.identity.login(request)
+    assert second.user.etag == first.user.etag
+    got = await tenant.client.identity.get_user(GetUserRequest(user_id=first.user.user_id))
+    assert got.user.etag == first.user.etag
+
+
+async def test_the_logins_of_a_disabled_user_can_be_listed(tenant: Tenant) -> None:
+    """By a service key, which manages him; of nobody, they are not found."""
+    login = await log_in(tenant)
+    user_id = login.user.user_id
+    await tenant.client.identity.deactivate_user(DeactivateUserRequest(user_id=user_id))
+    request = ListLoginsRequest(user_id=user_id)
+    listed = [one.login_id async for one in tenant.client.identity.list_logins(request)]
+    assert listed == [login.login_id]
+    with pytest.raises(NotFoundError):
+        _ = [
+            one
+            async for one in tenant.client.identity.list_logins(
+                ListLoginsRequest(user_id=login.login_id)
+            )
+        ]
+
+
+@pytest.mark.parametrize("password", ["\uff21nn@example.org", "e\u0301" * 4])
+async def test_a_password_is_judged_as_it_is_hashed(tenant: Tenant, password: str) -> None:
+    """Wide letters do not hide one's own email, nor do combining ones make it longer."""
+    with pytest.raises((PasswordRefusedError, InvalidFieldError)):
+        await tenant.new_user(email=EMAIL, password=password)

@@ -8,8 +8,10 @@ from contextlib import closing, contextmanager
 from typing import Any, Final
 
 import psycopg
+import psycopg.sql
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.dialects.postgresql.base import PGDialect
@@ -328,3 +330,43 @@ def test_without_its_tenant_a_connection_sees_and_writes_nothing(
                 "INSERT INTO tenants (tenant_id, name) VALUES (gen_random_uuid(), 'stray')"
             )
         connection.rollback()
+
+
+def test_what_the_first_version_made_lives_on(empty_database: str) -> None:
+    """Keys get every scope, tokens can be revoked, users have usage, zones are Postgres' own."""
+    _migrate_to(empty_database, "0001")
+    tenant, user, session = (str(uuid.uuid4()) for _ in range(3))
+    with psycopg.connect(empty_database) as connection:
+        for table, values in (
+            ("tenants", {"tenant_id": tenant, "name": "old"}),
+            ("users", {"user_id": user, "email": "a@b.org", "email_key": "a@b.org"}),
+            ("user_configs", {"config_id": user, "user_id": user, "timezone": "localtime"}),
+            ("credentials", {"credential_id": tenant, "kind": "service_key"}),
+            ("credentials", {"credential_id": user, "kind": "user_token", "user_id": user}),
+            ("chat_sessions", {"session_id": session, "user_id": user, "total_tokens_used": 7}),
+        ):
+            row: dict[str, Any] = {"tenant_id": tenant, **values}
+            if table == "credentials":
+                row |= {"secret_hash": uuid.UUID(row["credential_id"]).bytes * 2}
+                row |= {"expires_at": "2100-01-01"}
+            names = psycopg.sql.SQL(", ").join(map(psycopg.sql.Identifier, row))
+            marks = psycopg.sql.SQL(", ").join(psycopg.sql.Placeholder() * len(row))
+            into = psycopg.sql.SQL("INSERT INTO {} ({}) VALUES ({})")
+            connection.execute(
+                into.format(psycopg.sql.Identifier(table), names, marks), list(row.values())
+            )
+    migrate(empty_database, _ROLE)
+    assert _sql(
+        empty_database,
+        "SELECT kind, array_length(scopes, 1), refresh_expires_at = expires_at FROM credentials"
+        " ORDER BY kind",
+    ) == [("service_key", 5, None), ("user_token", None, True)]
+    assert _sql(empty_database, "SELECT timezone FROM user_configs") == [("UTC",)]
+    assert _sql(empty_database, "SELECT total_tokens_used FROM user_usage") == [(7,)]
+
+
+def _migrate_to(url: str, revision: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        upgrade = command.upgrade
+        patch.setattr(command, "upgrade", lambda config, _: upgrade(config, revision))
+        migrate(url, _ROLE)

@@ -164,3 +164,23 @@ async def test_who_am_i_tells_key_and_user_apart(tenant: Tenant) -> None:
     token = (await tenant.client.identity.login(login)).token
     by_token = await tenant.hub.client(token).identity.who_am_i(WhoAmIRequest())
     assert (by_token.user.user_id, by_token.level) == (user.user_id, Level.LEVEL_USER)
+
+
+async def test_an_update_that_changes_nothing_is_none(tenant: Tenant) -> None:
+    """The same email again makes no new version, and no event."""
+    user = await tenant.new_user()
+    request = UpdateUserRequest(user=User(user_id=user.user_id, email=user.email))
+    assert (await tenant.client.identity.update_user(request)).user == user
+    noted = "SELECT count(*) FROM audit_events WHERE tenant_id = %s"
+    assert tenant.hub.sql(noted, tenant.tenant_id) == [(1,)]
+
+
+async def test_an_international_email_is_found_and_is_one(tenant: Tenant) -> None:
+    """By its beginning and its whole domain; a dot at the end makes it no other."""
+    user = await tenant.new_user(email="anna@m\u00fcnchen.example")
+    for prefix in ("anna", "anna@", "Anna@M\u00dcNCHEN.example", "anna@xn--"):
+        request = ListUsersRequest(email_prefix=prefix)
+        found = [one.user_id async for one in tenant.client.identity.list_users(request)]
+        assert found == [user.user_id], prefix
+    with pytest.raises(EmailTakenError):
+        await tenant.new_user(email="anna@xn--mnchen-3ya.example.")

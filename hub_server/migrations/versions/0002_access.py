@@ -30,6 +30,7 @@ ALTER TABLE credentials
 ALTER TABLE credentials NO FORCE ROW LEVEL SECURITY;
 UPDATE credentials SET scopes = ARRAY['identity_admin', 'chat_admin', 'memory_admin',
                                       'knowledge_admin', 'act_as'] WHERE kind = 'service_key';
+UPDATE credentials SET refresh_expires_at = expires_at WHERE kind = 'user_token';
 ALTER TABLE credentials FORCE ROW LEVEL SECURITY;
 ALTER TABLE credentials
     ADD CONSTRAINT credentials_scopes CHECK ((kind = 'service_key') = (scopes IS NOT NULL));
@@ -92,6 +93,11 @@ ALTER TABLE user_configs
     ADD max_tokens bigint CHECK (max_tokens >= 0),
     ADD budget_period text NOT NULL DEFAULT 'lifetime'
         CHECK (budget_period IN ('lifetime', 'day', 'month'));
+-- Zones that Python knew and Postgres does not: from now on it computes with them.
+ALTER TABLE user_configs NO FORCE ROW LEVEL SECURITY;
+UPDATE user_configs SET timezone = 'UTC'
+    WHERE timezone NOT IN (SELECT name FROM pg_timezone_names);
+ALTER TABLE user_configs FORCE ROW LEVEL SECURITY;
 CREATE INDEX user_usage_by_tokens ON user_usage (tenant_id, total_tokens_used, user_id);
 CREATE INDEX login_throttles_window_start ON login_throttles (window_start);
 """
@@ -138,6 +144,7 @@ INSERT INTO hub_keys VALUES
 _ACROSS_TENANTS = """
 CREATE POLICY owner_purges ON login_throttles TO CURRENT_USER USING (true);
 CREATE POLICY owner_works ON credentials TO CURRENT_USER USING (true);
+CREATE POLICY owner_notes ON audit_events FOR INSERT TO CURRENT_USER WITH CHECK (true);
 
 DROP FUNCTION hub_authenticate(bytea[]);
 CREATE FUNCTION hub_authenticate(hashes bytea[], subjects uuid[])
