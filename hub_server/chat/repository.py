@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hub_server.chat.models import chat_messages, chat_sessions
+from hub_server.database import HotStatement
 from hub_server.identity.models import user_configs, users
 from hub_server.ids import new_id
 from hub_server.paging import PAGE_BYTES, Page
@@ -42,8 +43,7 @@ _MESSAGE: Final = tuple(
 #
 # The content of a repeated call is in the call itself (its fingerprint is the same), so only what
 # the hub made is looked up: seq and time.
-_APPEND: Final = (
-    sa.text("""
+_APPEND: Final = HotStatement("""
 WITH item AS (
     SELECT * FROM unnest(
         :session_id ::uuid[], :user_id ::uuid[], :message_id ::uuid[], :role ::text[],
@@ -60,7 +60,7 @@ session AS (
     FROM chat_sessions s
     JOIN users u ON u.tenant_id = s.tenant_id AND u.user_id = s.user_id
     JOIN user_configs c ON c.tenant_id = s.tenant_id AND c.user_id = s.user_id
-    WHERE s.tenant_id = :tenant_id AND s.session_id = ANY (:session_id ::uuid[])
+    WHERE s.tenant_id = :tenant_id ::uuid AND s.session_id = ANY (:session_id ::uuid[])
       AND s.deleted_at IS NULL AND u.deleted_at IS NULL
     ORDER BY s.session_id
     FOR NO KEY UPDATE OF s
@@ -69,7 +69,7 @@ budget AS (
     SELECT g.user_id, hub_period_start(c.budget_period, c.timezone) AS start
     FROM user_usage g
     JOIN user_configs c ON c.tenant_id = g.tenant_id AND c.user_id = g.user_id
-    WHERE g.tenant_id = :tenant_id AND g.user_id IN (SELECT user_id FROM session)
+    WHERE g.tenant_id = :tenant_id ::uuid AND g.user_id IN (SELECT user_id FROM session)
     ORDER BY g.user_id
     FOR NO KEY UPDATE OF g
 ),
@@ -89,20 +89,20 @@ judged AS (
     FROM item
     LEFT JOIN session ON session.session_id = item.session_id
     LEFT JOIN request_ids request
-        ON request.tenant_id = :tenant_id AND request.user_id = session.user_id
-        AND request.request_id = item.request_id AND request.created_at >= now() - :kept
+        ON request.tenant_id = :tenant_id ::uuid AND request.user_id = session.user_id
+        AND request.request_id = item.request_id AND request.created_at >= now() - :kept ::interval
 ),
 claimed AS (
     INSERT INTO request_ids AS known
         (tenant_id, user_id, request_id, fingerprint, resource_id)
     SELECT DISTINCT ON (user_id, request_id)
-           :tenant_id, user_id, request_id, fingerprint, message_id
+           :tenant_id ::uuid, user_id, request_id, fingerprint, message_id
     FROM judged WHERE outcome = 'ACCEPTED' AND request_id IS NOT NULL
     ORDER BY user_id, request_id, place
     ON CONFLICT (tenant_id, user_id, request_id) DO UPDATE
         SET fingerprint = excluded.fingerprint, resource_id = excluded.resource_id,
             answer = NULL, created_at = now()
-        WHERE known.created_at < now() - :kept
+        WHERE known.created_at < now() - :kept ::interval
     RETURNING resource_id
 ),
 accepted AS (
@@ -116,7 +116,7 @@ written AS (
     INSERT INTO chat_messages
         (tenant_id, session_id, seq, message_id, role, message_type, content, token_count,
          model_name, model_response_time, metadata, created_at)
-    SELECT :tenant_id, session_id, seq, message_id, role, message_type,
+    SELECT :tenant_id ::uuid, session_id, seq, message_id, role, message_type,
            CASE WHEN enable_chat_history THEN content END, token_count, model_name,
            model_response_time, CASE WHEN enable_chat_history THEN metadata END,
            clock_timestamp()
@@ -130,7 +130,7 @@ advanced AS (
         last_message_at = clock_timestamp(), updated_at = clock_timestamp()
     FROM (SELECT session_id, count(*) AS messages, sum(token_count) AS tokens
           FROM accepted GROUP BY session_id) added
-    WHERE s.tenant_id = :tenant_id AND s.session_id = added.session_id
+    WHERE s.tenant_id = :tenant_id ::uuid AND s.session_id = added.session_id
 ),
 used AS (
     UPDATE user_usage g
@@ -142,27 +142,21 @@ used AS (
     FROM (SELECT accepted.user_id, budget.start, sum(accepted.token_count) AS tokens
           FROM accepted JOIN budget ON budget.user_id = accepted.user_id
           GROUP BY accepted.user_id, budget.start) added
-    WHERE g.tenant_id = :tenant_id AND g.user_id = added.user_id AND added.tokens > 0
+    WHERE g.tenant_id = :tenant_id ::uuid AND g.user_id = added.user_id AND added.tokens > 0
 )
 SELECT CASE WHEN judged.outcome = 'ACCEPTED' AND written.seq IS NULL THEN 'RACED'
             ELSE judged.outcome END AS outcome,
-       coalesce(written.message_id, first.message_id) AS message_id,
+       coalesce(written.message_id, first.message_id)::text AS message_id,
        coalesce(written.seq, first.seq) AS seq,
        coalesce(written.created_at, first.created_at) AS created_at,
        coalesce(written.content, first.content) IS NOT NULL AS is_kept
 FROM judged
 LEFT JOIN written ON written.message_id = judged.message_id
 LEFT JOIN chat_messages first
-    ON first.tenant_id = :tenant_id AND first.message_id = judged.first_id
+    ON first.tenant_id = :tenant_id ::uuid AND first.message_id = judged.first_id
     AND judged.outcome = 'REPEATED'
 ORDER BY judged.place
 """)
-    .bindparams(
-        sa.bindparam("tenant_id", type_=sa.Uuid(as_uuid=False)),
-        sa.bindparam("kept", type_=sa.Interval()),
-    )
-    .columns(message_id=sa.Uuid(as_uuid=False))
-)
 
 
 class ChatRepository:
@@ -176,7 +170,7 @@ class ChatRepository:
     async def append(self, columns: Mapping[str, Sequence[Any]], kept: Any) -> Sequence[Row]:
         """Append a group of messages given as columns; return an outcome for each, in order."""
         parameters = {**columns, "tenant_id": self._tenant_id, "kept": kept}
-        return (await self._connection.execute(_APPEND, parameters)).mappings().all()
+        return await _APPEND.rows(self._connection, parameters)
 
     async def lock_user(self, user_id: str) -> Row | None:
         """Return what bounds a user's sessions, and hold it against other new sessions."""

@@ -7,16 +7,17 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from hub_server.database import HotStatement
 from hub_server.identity.models import audit_events, credentials, hub_keys, operators, tenants
 from hub_server.ids import new_id
 from hub_server.paging import Page
 from hub_server.rows import Row
 
 _ID: Final = sa.Uuid(as_uuid=False)
-_AUTHENTICATE: Final = sa.text(
-    "SELECT place, tenant_id, credential_id, kind, user_id, scopes, subject_is_active"
-    " FROM hub_authenticate(:hashes ::bytea[], :subjects ::uuid[])"
-).columns(tenant_id=_ID, credential_id=_ID, user_id=_ID)
+_AUTHENTICATE: Final = HotStatement(
+    "SELECT place, tenant_id::text, credential_id::text, kind, user_id::text, scopes,"
+    " subject_is_active FROM hub_authenticate(:hashes ::bytea[], :subjects ::uuid[])"
+)
 _TENANT_NAMED: Final = sa.text("SELECT hub_tenant_named(:name) AS tenant_id").columns(tenant_id=_ID)
 _TENANT_OF_LOGIN: Final = sa.text("SELECT hub_tenant_of_login(:login) AS tenant_id").columns(
     tenant_id=_ID
@@ -44,7 +45,7 @@ class SystemRepository:
         ``subject_is_active`` tells of each, None when there is no such user.
         """
         parameters = {"hashes": list(hashes), "subjects": list(subjects)}
-        return (await self._connection.execute(_AUTHENTICATE, parameters)).mappings().all()
+        return await _AUTHENTICATE.rows(self._connection, parameters)
 
     async def note_used(self, ids: Sequence[str], times: Sequence[dt.datetime]) -> None:
         """Note when service keys were last used."""

@@ -480,18 +480,14 @@ def rewritten(pattern: str, replacement: str = "") -> Iterator[list[tuple[str, s
     """Change every statement that fits the pattern; yields those changed, before and after."""
     changed: list[tuple[str, str]] = []
 
-    def rewrite(*arguments: Any) -> tuple[str, Any]:
-        _, _, statement, parameters, *_ = arguments
+    def rewrite(statement: str) -> str:
         other = re.sub(pattern, replacement, statement)
         if other != statement:
             changed.append((statement, other))
-        return other, parameters
+        return other
 
-    sa.event.listen(sa.Engine, "before_cursor_execute", rewrite, retval=True)
-    try:
+    with _passing(rewrite):
         yield changed
-    finally:
-        sa.event.remove(sa.Engine, "before_cursor_execute", rewrite)
 
 
 @contextmanager
@@ -499,13 +495,23 @@ def statements() -> Iterator[list[str]]:
     """Collect the statements of calls: without authentication and without background work."""
     seen: list[str] = []
 
-    def note(*arguments: Any) -> None:
-        statement: str = arguments[2]
+    def note(statement: str) -> str:
         if not re.search(r"\bhub_(authenticate|claim_document|purge_\w+|note_used)\b", statement):
             seen.append(statement)
+        return statement
 
-    sa.event.listen(sa.Engine, "before_cursor_execute", note)
-    try:
+    with _passing(note):
         yield seen
-    finally:
-        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+
+
+@contextmanager
+def _passing(through: Callable[[str], str]) -> Iterator[None]:
+    """Let every statement on its way to Postgres pass through a function."""
+    execute = psycopg.AsyncCursor.execute
+
+    async def changed(self: Any, query: str, *arguments: Any, **options: Any) -> Any:
+        return await execute(self, through(query), *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(psycopg.AsyncCursor, "execute", changed)
+        yield

@@ -43,7 +43,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # One WHERE each: of GetSession, AppendMessage, GetMemory, GetDocument, GetUser and ListUsers.
 _FORGOTTEN = (
     r"\bchat_sessions\.tenant_id = %\(tenant_id_1\)s::UUID AND (?=chat_sessions\.session_id)",
-    r"\bs\.tenant_id = %\(tenant_id\)s::UUID AND (?=s\.session_id = ANY)",
+    r"\bs\.tenant_id = \$\d+ ::uuid AND (?=s\.session_id = ANY)",
     r"\bmemory_store\.tenant_id = %\(tenant_id_1\)s::UUID AND (?=memory_store\.memory_id)",
     r"\bdocuments\.tenant_id = %\(tenant_id_1\)s::UUID AND (?=documents\.document_id)",
     r"\busers\.tenant_id = %\(tenant_id_1\)s::UUID AND (?=users\.user_id)",
