@@ -129,6 +129,10 @@ class TenantExistsError(HubError):
     """A tenant of this name exists already."""
 
 
+class TokenBudgetError(HubError):
+    """The user has too few tokens left; ``retry_after`` tells when the next period begins."""
+
+
 class InternalError(HubError):
     """A fault of the hub; its log tells more under ``request_id``."""
 
@@ -155,6 +159,7 @@ _BY_REASON: Final[Mapping[str, type[HubError]]] = {
     "PASSWORD_REFUSED": PasswordRefusedError,
     "SCOPE_INSUFFICIENT": ScopeInsufficientError,
     "TENANT_EXISTS": TenantExistsError,
+    "TOKEN_BUDGET": TokenBudgetError,
 }
 # What gRPC itself reports, without the hub having answered.
 _BY_CODE: Final[Mapping[grpc.StatusCode, type[HubError]]] = {

@@ -71,6 +71,10 @@ _STATUS: Final[dict[int, tuple[grpc.StatusCode, str]]] = {
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "the user may have {limit} active session(s): see {subject} in the configuration",
     ),
+    Reason.REASON_TOKEN_BUDGET: (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "the user's budget of {limit} tokens has not enough left: see {subject}",
+    ),
     Reason.REASON_OVERLOADED: (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "the hub has as much work as it takes on",
@@ -90,6 +94,7 @@ _STATUS: Final[dict[int, tuple[grpc.StatusCode, str]]] = {
     Reason.REASON_INTERNAL: (grpc.StatusCode.INTERNAL, "internal error"),
 }
 
+_QUOTAS: Final = (Reason.REASON_SESSION_LIMIT, Reason.REASON_TOKEN_BUDGET)
 # The pause advised before a retry, in seconds; only where a retry may help.
 _RETRY_AFTER: Final = {Reason.REASON_OVERLOADED: 0.5, Reason.REASON_UNAVAILABLE: 0.5}
 
@@ -154,7 +159,7 @@ def to_status(error: HubError, request_id: str) -> status_pb2.Status:
     ]
     if error.violations:
         details.append(_bad_request(error.violations))
-    if error.reason == Reason.REASON_SESSION_LIMIT:
+    if error.reason in _QUOTAS:
         violation = error_details_pb2.QuotaFailure.Violation(
             subject=error.metadata["subject"], description=error.message
         )

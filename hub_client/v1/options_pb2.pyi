@@ -264,6 +264,11 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A tenant of this name exists already. ALREADY_EXISTS. Example: CreateTenant
     twice with one name.
     """
+    REASON_TOKEN_BUDGET: _Reason.ValueType  # 22
+    """The user has fewer tokens left in the period than this takes.
+    RESOURCE_EXHAUSTED with QuotaFailure; where a period ends, it is told how long
+    to wait. Example: AppendMessage beyond `max_tokens`.
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused: `google.rpc.ErrorInfo.reason`, without the prefix
@@ -359,6 +364,11 @@ PERMISSION_DENIED. Example: a key with CHAT_READ calls AppendMessage.
 REASON_TENANT_EXISTS: Reason.ValueType  # 21
 """A tenant of this name exists already. ALREADY_EXISTS. Example: CreateTenant
 twice with one name.
+"""
+REASON_TOKEN_BUDGET: Reason.ValueType  # 22
+"""The user has fewer tokens left in the period than this takes.
+RESOURCE_EXHAUSTED with QuotaFailure; where a period ends, it is told how long
+to wait. Example: AppendMessage beyond `max_tokens`.
 """
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 

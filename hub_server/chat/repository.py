@@ -37,6 +37,9 @@ _MESSAGE: Final = tuple(
 #           and reads each as the last group left it;
 # budget    locks what their users have used, by id, after the sessions for the same reason;
 # judged    says of each item what hinders it, or that it repeats an earlier call;
+# weighed   lets as many items in, in order of arrival, as their users have tokens left for; what
+#           is more than is then left is refused, and what might fit since another was refused
+#           comes out as RACED;
 # claimed   spends the request ids; one that a concurrent group has just spent is not returned,
 #           and its item comes out as RACED, to be judged again by the next statement;
 # accepted  numbers what is left, per session in the order of arrival.
@@ -66,16 +69,24 @@ session AS (
     FOR NO KEY UPDATE OF s
 ),
 budget AS (
-    SELECT g.user_id, hub_period_start(c.budget_period, c.timezone) AS start
+    SELECT g.user_id, period.start, c.max_tokens,
+           c.max_tokens - g.reserved_tokens
+               - CASE WHEN c.budget_period = 'lifetime' THEN g.total_tokens_used
+                      WHEN g.period_start = period.start THEN g.period_tokens_used
+                      ELSE 0 END AS tokens_left,
+           CASE WHEN c.budget_period <> 'lifetime'
+                THEN (period.start AT TIME ZONE c.timezone + ('1 ' || c.budget_period)::interval)
+                         AT TIME ZONE c.timezone - now() END AS renewal
     FROM user_usage g
     JOIN user_configs c ON c.tenant_id = g.tenant_id AND c.user_id = g.user_id
+    CROSS JOIN LATERAL (SELECT hub_period_start(c.budget_period, c.timezone) AS start) period
     WHERE g.tenant_id = :tenant_id ::uuid AND g.user_id IN (SELECT user_id FROM session)
     ORDER BY g.user_id
     FOR NO KEY UPDATE OF g
 ),
 judged AS (
     SELECT item.*, session.user_id, session.last_seq, session.enable_chat_history,
-           request.resource_id AS first_id,
+           request.resource_id AS first_id, budget.max_tokens, budget.tokens_left, budget.renewal,
            CASE
                WHEN session.session_id IS NULL OR item.caller_id <> session.user_id
                    THEN 'NOT_FOUND'
@@ -84,21 +95,41 @@ judged AS (
                WHEN request.fingerprint IS NOT NULL THEN 'REUSED'
                WHEN NOT session.is_active THEN 'ENDED'
                WHEN item.role = 'tool' AND NOT session.enable_tool THEN 'NO_TOOL'
-               ELSE 'ACCEPTED'
-           END AS outcome
+               WHEN item.request_id IS NOT NULL AND row_number() OVER (
+                        PARTITION BY session.user_id, item.request_id ORDER BY item.place) > 1
+                   THEN 'RACED'
+           END AS hindrance
     FROM item
     LEFT JOIN session ON session.session_id = item.session_id
+    LEFT JOIN budget ON budget.user_id = session.user_id
     LEFT JOIN request_ids request
         ON request.tenant_id = :tenant_id ::uuid AND request.user_id = session.user_id
         AND request.request_id = item.request_id AND request.created_at >= now() - :kept ::interval
 ),
+summed AS (
+    SELECT judged.*, sum(token_count) FILTER (WHERE hindrance IS NULL)
+                         OVER (PARTITION BY user_id ORDER BY place) AS tokens_to_here
+    FROM judged
+),
+weighed AS (
+    SELECT summed.*,
+           CASE
+               WHEN hindrance IS NOT NULL THEN hindrance
+               WHEN tokens_left IS NULL OR token_count = 0 OR tokens_to_here <= tokens_left
+                   THEN 'ACCEPTED'
+               WHEN token_count > tokens_left - coalesce(
+                        max(tokens_to_here) FILTER (WHERE tokens_to_here <= tokens_left)
+                            OVER (PARTITION BY user_id), 0)
+                   THEN 'NO_BUDGET'
+               ELSE 'RACED'
+           END AS outcome
+    FROM summed
+),
 claimed AS (
     INSERT INTO request_ids AS known
         (tenant_id, user_id, request_id, fingerprint, resource_id)
-    SELECT DISTINCT ON (user_id, request_id)
-           :tenant_id ::uuid, user_id, request_id, fingerprint, message_id
-    FROM judged WHERE outcome = 'ACCEPTED' AND request_id IS NOT NULL
-    ORDER BY user_id, request_id, place
+    SELECT :tenant_id ::uuid, user_id, request_id, fingerprint, message_id
+    FROM weighed WHERE outcome = 'ACCEPTED' AND request_id IS NOT NULL
     ON CONFLICT (tenant_id, user_id, request_id) DO UPDATE
         SET fingerprint = excluded.fingerprint, resource_id = excluded.resource_id,
             answer = NULL, created_at = now()
@@ -106,9 +137,9 @@ claimed AS (
     RETURNING resource_id
 ),
 accepted AS (
-    SELECT judged.*,
+    SELECT weighed.*,
            last_seq + row_number() OVER (PARTITION BY session_id ORDER BY place) AS seq
-    FROM judged
+    FROM weighed
     WHERE outcome = 'ACCEPTED'
       AND (request_id IS NULL OR message_id IN (SELECT resource_id FROM claimed))
 ),
@@ -144,18 +175,19 @@ used AS (
           GROUP BY accepted.user_id, budget.start) added
     WHERE g.tenant_id = :tenant_id ::uuid AND g.user_id = added.user_id AND added.tokens > 0
 )
-SELECT CASE WHEN judged.outcome = 'ACCEPTED' AND written.seq IS NULL THEN 'RACED'
-            ELSE judged.outcome END AS outcome,
+SELECT CASE WHEN weighed.outcome = 'ACCEPTED' AND written.seq IS NULL THEN 'RACED'
+            ELSE weighed.outcome END AS outcome,
+       weighed.max_tokens, weighed.renewal,
        coalesce(written.message_id, first.message_id)::text AS message_id,
        coalesce(written.seq, first.seq) AS seq,
        coalesce(written.created_at, first.created_at) AS created_at,
        coalesce(written.content, first.content) IS NOT NULL AS is_kept
-FROM judged
-LEFT JOIN written ON written.message_id = judged.message_id
+FROM weighed
+LEFT JOIN written ON written.message_id = weighed.message_id
 LEFT JOIN chat_messages first
-    ON first.tenant_id = :tenant_id ::uuid AND first.message_id = judged.first_id
-    AND judged.outcome = 'REPEATED'
-ORDER BY judged.place
+    ON first.tenant_id = :tenant_id ::uuid AND first.message_id = weighed.first_id
+    AND weighed.outcome = 'REPEATED'
+ORDER BY weighed.place
 """)
 
 

@@ -19,8 +19,9 @@ from hub_server.rows import Row, active_user, owned
 _MOST_TOGETHER: Final = 128
 _MOST_WAITING: Final = 1024
 _MOST_CHARACTERS: Final = 4 << 20
-# A raced item lost its request id to a group that has committed: the next statement sees it.
-_MOST_RACES: Final = 3
+# A raced item lost its request id to another, or might fit a budget since another did not: the
+# next statement sees what came of that.
+_MOST_RACES: Final = 10
 
 
 # Nobody waits for it any more, so it is not stored.
@@ -39,6 +40,20 @@ class NewMessage:
     model_name: str
     model_response_time: int | None
     metadata: Mapping[str, Any]
+
+
+_REFUSALS: Final[Mapping[str, Reason.ValueType]] = {
+    "LATE": Reason.REASON_DEADLINE_EXCEEDED,
+    "NOT_FOUND": Reason.REASON_NOT_FOUND,
+    "USER_DISABLED": Reason.REASON_USER_DISABLED,
+    "REUSED": Reason.REASON_REQUEST_ID_REUSED,
+    "ENDED": Reason.REASON_SESSION_ENDED,
+    "NO_TOOL": Reason.REASON_FEATURE_DISABLED,
+}
+_FACTS: Final[Mapping[str, Any]] = {
+    "NOT_FOUND": {"resource": "session"},
+    "NO_TOOL": {"feature": "enable_tool"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +125,8 @@ class ChatService:
     async def append(self, caller: Caller, retry: Retry, message: NewMessage) -> Row:
         """Append a message; return it with its seq.
 
-        Raises NOT_FOUND, USER_DISABLED, SESSION_ENDED, FEATURE_DISABLED, REQUEST_ID_REUSED or
-        OVERLOADED.
+        Raises NOT_FOUND, USER_DISABLED, SESSION_ENDED, FEATURE_DISABLED, TOKEN_BUDGET,
+        REQUEST_ID_REUSED or OVERLOADED.
         """
         append = PendingAppend(caller, message, new_id(), retry)
         for _ in range(_MOST_RACES):
@@ -119,7 +134,7 @@ class ChatService:
             if row["outcome"] in ("ACCEPTED", "REPEATED"):
                 return _appended(message, row)
             if row["outcome"] != "RACED":
-                raise _refusal(row["outcome"])
+                raise _refusal(row)
         raise HubError(Reason.REASON_UNAVAILABLE)
 
     async def list_messages(
@@ -185,21 +200,16 @@ def _columns(group: Sequence[PendingAppend]) -> dict[str, list[Any]]:
     }
 
 
-def _refusal(outcome: str) -> HubError:
+def _refusal(row: Row) -> HubError:
     """Return why the statement did not take a message."""
-    match outcome:
-        case "LATE":
-            return HubError(Reason.REASON_DEADLINE_EXCEEDED)
-        case "USER_DISABLED":
-            return HubError(Reason.REASON_USER_DISABLED)
-        case "REUSED":
-            return HubError(Reason.REASON_REQUEST_ID_REUSED)
-        case "ENDED":
-            return HubError(Reason.REASON_SESSION_ENDED)
-        case "NO_TOOL":
-            return HubError(Reason.REASON_FEATURE_DISABLED, feature="enable_tool")
-        case _:
-            return HubError(Reason.REASON_NOT_FOUND, resource="session")
+    if row["outcome"] == "NO_BUDGET":
+        return HubError(
+            Reason.REASON_TOKEN_BUDGET,
+            retry_after=row["renewal"] and row["renewal"].total_seconds(),
+            limit=str(row["max_tokens"]),
+            subject="max_tokens",
+        )
+    return HubError(_REFUSALS[row["outcome"]], **_FACTS.get(row["outcome"], {}))
 
 
 def _appended(message: NewMessage, row: Row) -> Row:
