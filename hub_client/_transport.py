@@ -30,10 +30,12 @@ _Response = TypeVar("_Response", bound=Message)
 class Transport:
     """Makes the calls of the sync client over one channel."""
 
-    def __init__(self, channel: grpc.Channel, key: str | None, timeout: float) -> None:
+    def __init__(
+        self, channel: grpc.Channel, key: str | None, timeout: float, act_as: str | None
+    ) -> None:
         """``timeout`` in seconds is for calls that name none."""
         self._channel = channel
-        self._metadata = _metadata(key)
+        self._metadata = _metadata(key, act_as)
         self._timeout = timeout
 
     def call(
@@ -74,10 +76,12 @@ class Transport:
 class AsyncTransport:
     """Makes the calls of the async client over one channel."""
 
-    def __init__(self, channel: grpc.aio.Channel, key: str | None, timeout: float) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, key: str | None, timeout: float, act_as: str | None
+    ) -> None:
         """``timeout`` in seconds is for calls that name none."""
         self._channel = channel
-        self._metadata = _metadata(key)
+        self._metadata = _metadata(key, act_as)
         self._timeout = timeout
 
     async def call(
@@ -118,8 +122,9 @@ class AsyncTransport:
             asked.page_token = page.next_page_token
 
 
-def _metadata(key: str | None) -> tuple[tuple[str, str], ...]:
-    return (("authorization", f"Bearer {key}"),) if key else ()
+def _metadata(key: str | None, act_as: str | None) -> tuple[tuple[str, str], ...]:
+    bearer = (("authorization", f"Bearer {key}"),) if key else ()
+    return (*bearer, ("act-as", act_as)) if act_as else bearer
 
 
 def _serialized(request: Message) -> bytes:

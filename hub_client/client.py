@@ -22,6 +22,7 @@ class HubClient:
         root_certificates: bytes | None = None,
         tls: bool = False,
         timeout: float = _TIMEOUT,
+        act_as: str | None = None,
     ) -> None:
         """Prepare a connection; it is made with the first call.
 
@@ -32,6 +33,7 @@ class HubClient:
                 system's.
             tls: whether to encrypt.
             timeout: seconds that a call may take when it names no time limit of its own.
+            act_as: the id of the user for whom a service key with scope ACT_AS acts.
 
         """
         if tls or root_certificates is not None:
@@ -39,7 +41,7 @@ class HubClient:
             self._channel = grpc.secure_channel(address, credentials, options=OPTIONS)
         else:
             self._channel = grpc.insecure_channel(address, options=OPTIONS)
-        transport = Transport(self._channel, key, timeout)
+        transport = Transport(self._channel, key, timeout, act_as)
         self.identity: Final = clients.IdentityClient(transport)
         self.chat: Final = clients.ChatClient(transport)
         self.memory: Final = clients.MemoryClient(transport)
@@ -74,6 +76,7 @@ class AsyncHubClient:
         root_certificates: bytes | None = None,
         tls: bool = False,
         timeout: float = _TIMEOUT,
+        act_as: str | None = None,
     ) -> None:
         """Prepare a connection; takes what ``HubClient`` takes."""
         if tls or root_certificates is not None:
@@ -81,7 +84,7 @@ class AsyncHubClient:
             self._channel = grpc.aio.secure_channel(address, credentials, options=OPTIONS)
         else:
             self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
-        transport = AsyncTransport(self._channel, key, timeout)
+        transport = AsyncTransport(self._channel, key, timeout, act_as)
         self.identity: Final = clients.AsyncIdentityClient(transport)
         self.chat: Final = clients.AsyncChatClient(transport)
         self.memory: Final = clients.AsyncMemoryClient(transport)

@@ -30,7 +30,7 @@ class ChatServiceStub:
     """Keeps sessions and their messages in one order without gaps.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
+    LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
     or INTERNAL; what else it may answer is told beside it.
     """
 
@@ -79,7 +79,7 @@ class ChatServiceAsyncStub(ChatServiceStub):
     """Keeps sessions and their messages in one order without gaps.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
+    LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
     or INTERNAL; what else it may answer is told beside it.
     """
 
@@ -124,7 +124,7 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps sessions and their messages in one order without gaps.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
+    LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
     or INTERNAL; what else it may answer is told beside it.
     """
 

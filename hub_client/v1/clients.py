@@ -128,7 +128,7 @@ class ChatClient:
     """Keeps sessions and their messages in one order without gaps.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
+    LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
     or INTERNAL; what else it may answer is told beside it.
     """
 
@@ -212,7 +212,7 @@ class AsyncChatClient:
     """Keeps sessions and their messages in one order without gaps.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
+    LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
     or INTERNAL; what else it may answer is told beside it.
     """
 
@@ -296,7 +296,7 @@ class IdentityClient:
     """Keeps the users of a tenant, their configuration and their credentials.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
+    LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
     what else it may answer is told beside it. A service key may read and change
     disabled users here, as whoever manages them must.
     """
@@ -478,6 +478,7 @@ class IdentityClient:
         self, request: ChangePasswordRequest, *, timeout: float | None = None
     ) -> ChangePasswordResponse:
         """Changes the password of a user who knows the old one. His other logins end.
+        A wrong old password counts as an attempt to log in: too many are throttled.
 
         Errors include: NOT_FOUND, LOGIN_FAILED (the old password is wrong),
         PASSWORD_REFUSED.
@@ -700,7 +701,7 @@ class AsyncIdentityClient:
     """Keeps the users of a tenant, their configuration and their credentials.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
+    LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
     what else it may answer is told beside it. A service key may read and change
     disabled users here, as whoever manages them must.
     """
@@ -888,6 +889,7 @@ class AsyncIdentityClient:
         self, request: ChangePasswordRequest, *, timeout: float | None = None
     ) -> ChangePasswordResponse:
         """Changes the password of a user who knows the old one. His other logins end.
+        A wrong old password counts as an attempt to log in: too many are throttled.
 
         Errors include: NOT_FOUND, LOGIN_FAILED (the old password is wrong),
         PASSWORD_REFUSED.
@@ -1110,7 +1112,7 @@ class KnowledgeClient:
     """Keeps a user's documents and finds the passages that answer a query.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
+    LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
     or INTERNAL; what else it may answer is told beside it.
     """
 
@@ -1185,7 +1187,7 @@ class AsyncKnowledgeClient:
     """Keeps a user's documents and finds the passages that answer a query.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
+    LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
     or INTERNAL; what else it may answer is told beside it.
     """
 
@@ -1262,7 +1264,7 @@ class MemoryClient:
     """Keeps what an assistant learned about a user.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
+    LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
     or INTERNAL; what else it may answer is told beside it.
     """
 
@@ -1318,7 +1320,7 @@ class AsyncMemoryClient:
     """Keeps what an assistant learned about a user.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
+    LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
     or INTERNAL; what else it may answer is told beside it.
     """
 

@@ -475,7 +475,9 @@ class WhoAmIResponse(_message.Message):
 
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_options_pb2.Scope.ValueType]:
-        """What the service key may do. Empty for a user token."""
+        """What the service key may do, with all that its scopes include. Empty for a
+        user token.
+        """
 
     def __init__(
         self,
@@ -1105,7 +1107,9 @@ class IntrospectTokenResponse(_message.Message):
     """The level it gives."""
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_options_pb2.Scope.ValueType]:
-        """What a service key may do. Empty for a user token."""
+        """What a service key may do, with all that its scopes include. Empty for a user
+        token.
+        """
 
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
@@ -1501,7 +1505,9 @@ class Usage(_message.Message):
     total_tokens_used: _builtins.int
     """Tokens of all messages there ever were."""
     period_tokens_used: _builtins.int
-    """Tokens of the messages of the current period."""
+    """Tokens of the messages of the current period; counted anew when the period
+    or the time zone is changed.
+    """
     reserved_tokens: _builtins.int
     """Tokens set aside for calls under way."""
     tokens_left: _builtins.int
@@ -1896,19 +1902,29 @@ class AuditEvent(_message.Message):
     event_id: _builtins.str
     """The event's id: a UUIDv7 made by the hub."""
     event_type: _builtins.str
-    """What happened, in the words of the OWASP logging vocabulary, such as
-    `authn_login_fail` or `user_created`.
+    """What happened, where it can in the words of the OWASP logging vocabulary:
+    authn_login_success, authn_login_fail, authn_login_lock (too many attempts),
+    authn_password_change (reset included), authn_password_change_fail,
+    authn_token_created (keys, resets, refreshed logins), authn_token_revoked,
+    authn_token_reuse; authz_fail (level or scope), authz_change (configurations);
+    user_created, user_updated, user_archived (deactivated), user_activated,
+    user_deleted, user_undeleted; tenant_created, tenant_deactivated,
+    tenant_activated.
     """
     outcome: Global___AuditOutcome.ValueType
     """Whether it was done."""
     actor_credential_id: _builtins.str
-    """The key, login or operator that did it. Empty = nobody who had one."""
+    """The key, login or operator that did it. Empty = nobody who had one, or
+    `hub admin`.
+    """
     actor_user_id: _builtins.str
     """The user who did it, or on whose behalf a key acted. Empty = no user."""
     target_type: _builtins.str
     """What it was done to: `user`, `login`, `api_key`, `config`, `tenant` or `method`."""
     target_id: _builtins.str
-    """The id of that, or the name of a method. Empty = there is none."""
+    """The id of that, or the name of a method, `act-as` for the metadata. Empty =
+    there is none.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it happened."""

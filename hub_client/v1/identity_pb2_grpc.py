@@ -29,7 +29,7 @@ class IdentityServiceStub:
     """Keeps the users of a tenant, their configuration and their credentials.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
+    LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
     what else it may answer is told beside it. A service key may read and change
     disabled users here, as whoever manages them must.
     """
@@ -211,7 +211,7 @@ class IdentityServiceServicer:
     """Keeps the users of a tenant, their configuration and their credentials.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
+    LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
     what else it may answer is told beside it. A service key may read and change
     disabled users here, as whoever manages them must.
     """
@@ -366,6 +366,7 @@ class IdentityServiceServicer:
 
     def ChangePassword(self, request, context):
         """Changes the password of a user who knows the old one. His other logins end.
+        A wrong old password counts as an attempt to log in: too many are throttled.
 
         Errors include: NOT_FOUND, LOGIN_FAILED (the old password is wrong),
         PASSWORD_REFUSED.
@@ -716,7 +717,7 @@ class IdentityService:
     """Keeps the users of a tenant, their configuration and their credentials.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
+    LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
     what else it may answer is told beside it. A service key may read and change
     disabled users here, as whoever manages them must.
     """

@@ -30,7 +30,7 @@ class IdentityServiceStub:
     """Keeps the users of a tenant, their configuration and their credentials.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
+    LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
     what else it may answer is told beside it. A service key may read and change
     disabled users here, as whoever manages them must.
     """
@@ -128,6 +128,7 @@ class IdentityServiceStub:
     """
     ChangePassword: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ChangePasswordRequest, _identity_pb2.ChangePasswordResponse]
     """Changes the password of a user who knows the old one. His other logins end.
+    A wrong old password counts as an attempt to log in: too many are throttled.
 
     Errors include: NOT_FOUND, LOGIN_FAILED (the old password is wrong),
     PASSWORD_REFUSED.
@@ -232,7 +233,7 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     """Keeps the users of a tenant, their configuration and their credentials.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
+    LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
     what else it may answer is told beside it. A service key may read and change
     disabled users here, as whoever manages them must.
     """
@@ -327,6 +328,7 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     """
     ChangePassword: _aio.UnaryUnaryMultiCallable[_identity_pb2.ChangePasswordRequest, _identity_pb2.ChangePasswordResponse]  # type: ignore[assignment]
     """Changes the password of a user who knows the old one. His other logins end.
+    A wrong old password counts as an attempt to log in: too many are throttled.
 
     Errors include: NOT_FOUND, LOGIN_FAILED (the old password is wrong),
     PASSWORD_REFUSED.
@@ -430,7 +432,7 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps the users of a tenant, their configuration and their credentials.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
+    LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL;
     what else it may answer is told beside it. A service key may read and change
     disabled users here, as whoever manages them must.
     """
@@ -619,6 +621,7 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.ChangePasswordResponse, _abc.Awaitable[_identity_pb2.ChangePasswordResponse]]:
         """Changes the password of a user who knows the old one. His other logins end.
+        A wrong old password counts as an attempt to log in: too many are throttled.
 
         Errors include: NOT_FOUND, LOGIN_FAILED (the old password is wrong),
         PASSWORD_REFUSED.

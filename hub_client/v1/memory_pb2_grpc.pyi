@@ -30,7 +30,7 @@ class MemoryServiceStub:
     """Keeps what an assistant learned about a user.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
+    LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
     or INTERNAL; what else it may answer is told beside it.
     """
 
@@ -65,7 +65,7 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """Keeps what an assistant learned about a user.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
+    LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
     or INTERNAL; what else it may answer is told beside it.
     """
 
@@ -96,7 +96,7 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps what an assistant learned about a user.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    LEVEL_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
+    LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
     or INTERNAL; what else it may answer is told beside it.
     """
 

@@ -253,8 +253,9 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     call, under which the hub's log tells more.
     """
     REASON_PASSWORD_REFUSED: _Reason.ValueType  # 19
-    """The new password is among the commonest, or is the user's own email.
-    INVALID_ARGUMENT. Example: CreateUser with `password123`.
+    """The new password is guessed with fewer than a million tries: a common one, a
+    simple pattern, or the user's own email. INVALID_ARGUMENT; BadRequest names
+    the field. Example: CreateUser with `password123`.
     """
     REASON_SCOPE_INSUFFICIENT: _Reason.ValueType  # 20
     """The service key lacks a scope; `required` in the metadata names it.
@@ -354,8 +355,9 @@ REASON_INTERNAL: Reason.ValueType  # 18
 call, under which the hub's log tells more.
 """
 REASON_PASSWORD_REFUSED: Reason.ValueType  # 19
-"""The new password is among the commonest, or is the user's own email.
-INVALID_ARGUMENT. Example: CreateUser with `password123`.
+"""The new password is guessed with fewer than a million tries: a common one, a
+simple pattern, or the user's own email. INVALID_ARGUMENT; BadRequest names
+the field. Example: CreateUser with `password123`.
 """
 REASON_SCOPE_INSUFFICIENT: Reason.ValueType  # 20
 """The service key lacks a scope; `required` in the metadata names it.

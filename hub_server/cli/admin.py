@@ -17,6 +17,8 @@ app = typer.Typer(help="Operators, and keys for tenants that lost theirs.", no_a
 @app.command("create-operator")
 def create_operator(name: Annotated[str, typer.Argument(help="Whose key it is.")]) -> None:
     """Make an operator's key, which manages tenants, and print it: it is shown once."""
+    if not name.strip():
+        _fail("an operator needs a name")
     with _owner_url() as url:
         typer.echo(owner.create_operator(url, name))
 

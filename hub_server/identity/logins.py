@@ -97,7 +97,7 @@ class Logins:
         if not await self._passwords.verify(old, stored):
             await self._note(caller, "authn_password_change_fail", user_id, done=False)
             raise _refused(row)
-        self._passwords.check_new("new_password", new, user["email"])
+        await self._passwords.check_new("new_password", new, user["email"])
         hashed = await self._passwords.hash(new)
         async with self._database.transaction(caller) as connection:
             access = AccessRepository(connection, caller)
@@ -137,7 +137,7 @@ class Logins:
             row = await AccessRepository(connection, caller).passwords(user_id)
         if row is None:
             raise HubError(Reason.REASON_CREDENTIAL_INVALID)
-        self._passwords.check_new("new_password", new, row["email"])
+        await self._passwords.check_new("new_password", new, row["email"])
         hashed = await self._passwords.hash(new)
         async with self._database.transaction(caller) as connection:
             access = AccessRepository(connection, caller)
@@ -210,7 +210,7 @@ class Logins:
         async with self._database.system() as connection:
             tenant_id = await SystemRepository(connection).tenant_named(DEFAULT_TENANT)
         if tenant_id is None:
-            raise HubError(Reason.REASON_CREDENTIAL_MISSING)
+            raise HubError(Reason.REASON_LOGIN_FAILED)
         return Caller.hub(tenant_id)
 
     async def _rehash(self, caller: Caller, user: Row, password: str) -> None:

@@ -38,6 +38,21 @@ _SETTINGS: Final = tuple(
     if column.name not in ("tenant_id", "created_at", "updated_at")
 )
 
+_RECOUNT: Final = sa.text("""
+UPDATE user_usage g
+SET period_start = period.start, period_tokens_used = period.tokens
+FROM (SELECT this.start,
+             (SELECT coalesce(sum(m.token_count), 0) FROM chat_messages m
+              JOIN chat_sessions s ON s.tenant_id = m.tenant_id AND s.session_id = m.session_id
+              WHERE s.tenant_id = :tenant_id AND s.user_id = :user_id
+                AND (this.start IS NULL OR m.created_at >= this.start)) AS tokens
+      FROM (SELECT hub_period_start(c.budget_period, c.timezone) AS start FROM user_configs c
+            WHERE c.tenant_id = :tenant_id AND c.user_id = :user_id) this) period
+WHERE g.tenant_id = :tenant_id AND g.user_id = :user_id
+""").bindparams(
+    sa.bindparam("tenant_id", type_=sa.Uuid(as_uuid=False)),
+    sa.bindparam("user_id", type_=sa.Uuid(as_uuid=False)),
+)
 _INVALID_PARAMETER: Final = "22023"
 
 # What users have used: of one of them or of a page, most tokens first. A period that is over
@@ -184,6 +199,16 @@ class IdentityRepository:
             .returning(*_CONFIG)
         )
         return (await self._connection.execute(statement)).mappings().one()
+
+    async def recount_period(self, user_id: str) -> None:
+        """Count the tokens of the period that is current now that its terms have changed."""
+        await self._connection.execute(
+            sa.select(user_usage.c.user_id)
+            .where(user_usage.c.tenant_id == self._tenant_id, user_usage.c.user_id == user_id)
+            .with_for_update()
+        )
+        parameters = {"tenant_id": self._tenant_id, "user_id": user_id}
+        await self._connection.execute(_RECOUNT, parameters)
 
     async def is_time_zone(self, name: str) -> bool:
         """Tell whether Postgres knows a time zone: its names and Python's are not all the same."""

@@ -1,9 +1,10 @@
 """Scopes of service keys: how tables spell them, and what each includes."""
 
 import functools
+from collections.abc import Collection
 from typing import Final
 
-from hub_client.v1.options_pb2 import Scope
+from hub_client.v1.options_pb2 import Level, Scope
 
 _READ, _WRITE, _ADMIN = "_read", "_write", "_admin"
 _INCLUDED: Final = {_ADMIN: (_READ, _WRITE), _WRITE: (_READ,)}
@@ -20,6 +21,12 @@ def to_text(scope: Scope.ValueType) -> str:
 def from_text(text: str) -> Scope.ValueType:
     """Return the scope that tables spell so."""
     return Scope.Value(_PREFIX + text.upper())
+
+
+def level_of(scopes: Collection[Scope.ValueType]) -> Level.ValueType:
+    """Return the level of a key with these scopes: ADMIN if it is so of any service."""
+    is_admin = any(to_text(scope).endswith(_ADMIN) for scope in scopes)
+    return Level.LEVEL_ADMIN if is_admin else Level.LEVEL_SERVICE
 
 
 @functools.cache

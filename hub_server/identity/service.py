@@ -51,7 +51,7 @@ class IdentityService:
     ) -> Row:
         """Create a user. Raises EMAIL_TAKEN or REQUEST_ID_REUSED."""
         if password is not None:
-            self._passwords.check_new("password", password, email)
+            await self._passwords.check_new("password", password, email)
         hashed = None if password is None else await self._passwords.hash(password)
         async with self._database.transaction(caller) as connection:
             claims = Claims(connection, caller.tenant_id, NO_USER)
@@ -196,7 +196,10 @@ class IdentityService:
             if not values:
                 return current
             await AccessRepository(connection, caller).note("authz_change", "config", user_id)
-            return await repository.set_config(user_id, values)
+            config = await repository.set_config(user_id, values)
+            if {"budget_period", "timezone"} & values.keys():
+                await repository.recount_period(user_id)
+            return config
 
     async def get_default_config(self, caller: Caller) -> Row:
         """Return what the configuration of a new user begins with."""

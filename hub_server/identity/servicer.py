@@ -1,12 +1,12 @@
 """IdentityService on the wire: check, call, convert."""
 
 from hub_client.v1 import identity_pb2 as pb
+from hub_client.v1.options_pb2 import Level
 from hub_server.caller import Caller
 from hub_server.convert import timestamp_to_pb
 from hub_server.errors import HubError
 from hub_server.idempotency import retry_of
 from hub_server.identity import scopes, wire
-from hub_server.identity.authentication import LEVELS
 from hub_server.identity.keys import Keys, Tenants
 from hub_server.identity.logins import Logins
 from hub_server.identity.service import IdentityService
@@ -69,7 +69,7 @@ class IdentityServicer:
         return pb.WhoAmIResponse(
             tenant_id=caller.tenant_id,
             credential_id=caller.credential_id,
-            level=caller.level,
+            level=caller.level if caller.scopes is None or own else scopes.level_of(caller.scopes),
             user=user,
             scopes=sorted(caller.scopes or ()),
         )
@@ -190,12 +190,14 @@ class IdentityServicer:
         credential = await self._logins.introspect(caller, request.token)
         if credential is None:
             return pb.IntrospectTokenResponse(active=False)
+        held = scopes.expanded(tuple(credential["scopes"] or ()))
+        is_key = credential["kind"] == "service_key"
         return pb.IntrospectTokenResponse(
             active=True,
             credential_id=credential["credential_id"],
             user_id=credential["user_id"],
-            level=LEVELS[credential["kind"]],
-            scopes=wire.scopes_to_pb(credential["scopes"]),
+            level=scopes.level_of(held) if is_key else Level.LEVEL_USER,
+            scopes=sorted(held),
             expires_at=timestamp_to_pb(credential["expires_at"]),
         )
 

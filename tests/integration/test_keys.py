@@ -15,6 +15,7 @@ from hub_client.v1 import (
     CreateSessionRequest,
     GetUserConfigRequest,
     GetUserRequest,
+    IntrospectTokenRequest,
     ListApiKeysRequest,
     ListSessionsRequest,
     ListUsersRequest,
@@ -184,15 +185,23 @@ async def test_a_key_that_acts_for_a_user_has_his_rights_and_its_own(
     listing = ListUsersRequest()
     code, _ = await ask(hub, "IdentityService/ListUsers", listing, **everything)
     assert code == "PERMISSION_DENIED"
-    _, raw = await ask(hub, "IdentityService/WhoAmI", WhoAmIRequest(), **everything)
-    told = await _who(hub, raw)
+    acting_client = AsyncHubClient(hub.address, tenant.key, act_as=user.user_id)
+    async with acting_client as client:
+        told = await client.identity.who_am_i(WhoAmIRequest())
     assert (told.level, told.user.user_id) == (Level.LEVEL_USER, user.user_id)
 
 
-async def _who(hub: Hub, raw: bytes) -> Any:
-    from hub_client.v1 import WhoAmIResponse  # noqa: PLC0415
-
-    return WhoAmIResponse.FromString(raw)
+async def test_a_key_is_told_its_level_and_all_it_may(hub: Hub, tenant: Tenant) -> None:
+    """ADMIN only with such a scope; introspection says the same."""
+    for scopes, level, held in (
+        ([Scope.SCOPE_IDENTITY_WRITE], Level.LEVEL_SERVICE, 2),
+        ([Scope.SCOPE_IDENTITY_READ, Scope.SCOPE_CHAT_ADMIN], Level.LEVEL_ADMIN, 4),
+    ):
+        _, secret = await new_key(tenant, *scopes)
+        told = await hub.client(secret).identity.who_am_i(WhoAmIRequest())
+        assert (told.level, len(told.scopes)) == (level, held)
+        found = await tenant.client.identity.introspect_token(IntrospectTokenRequest(token=secret))
+        assert (found.level, found.scopes) == (told.level, told.scopes)
 
 
 async def test_a_user_in_metadata_is_refused_without_such_a_key(

@@ -246,7 +246,17 @@ async def test_a_hash_from_elsewhere_is_taken_and_replaced(tenant: Tenant) -> No
 
 async def test_common_passwords_and_the_own_email_are_refused(tenant: Tenant) -> None:
     """Whatever its case, a password that guessers try first is not taken."""
-    for password in ("Password123", "qwertyuiop", "Ann@Example.org"):
+    for password in (
+        "Password123",
+        "P@ssword1",
+        "qwertyuiop",
+        "00000000",
+        "87654321",
+        "12341234",
+        "19871987",
+        "Ann@Example.org",
+        "ann@example.org1",
+    ):
         with pytest.raises(PasswordRefusedError):
             await tenant.new_user(email=EMAIL, password=password)
 

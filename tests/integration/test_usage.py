@@ -88,9 +88,10 @@ async def test_tokens_left_are_those_of_the_period(hub: Hub, tenant: Tenant) -> 
     await configure(tenant, user, max_tokens=10)
     assert (await used(tenant, user)).tokens_left == 0
     await configure(tenant, user, max_tokens=100, budget_period=DAY)
+    assert (await used(tenant, user)).period_tokens_used == 30  # said today, too
     await say(tenant, session, 20)
     usage = await used(tenant, user)
-    assert (usage.total_tokens_used, usage.period_tokens_used, usage.tokens_left) == (50, 20, 80)
+    assert (usage.total_tokens_used, usage.period_tokens_used, usage.tokens_left) == (50, 50, 50)
     hub.sql(
         "UPDATE user_usage SET period_start = period_start - interval '1 day' WHERE user_id = %s",
         user.user_id,
