@@ -22,7 +22,19 @@ from hub_server.paging import Page, split
 from hub_server.passwords import Passwords
 from hub_server.rows import Row
 
-_LANGUAGE: Final = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
+# A well-formed tag of RFC 5646, section 2.1, but for the grandfathered ones (`i-klingon`).
+_LANGUAGE: Final = re.compile(
+    r"""
+    (?: (?: [a-z]{2,3} (?:-[a-z]{3}){0,3} | [a-z]{4,8} )    # language
+        (?: -[a-z]{4} )?                                   # script
+        (?: -(?: [a-z]{2} | [0-9]{3} ) )?                   # region
+        (?: -(?: [a-z0-9]{5,8} | [0-9][a-z0-9]{3} ) )*      # variants
+        (?: -[0-9a-wyz] (?:-[a-z0-9]{2,8})+ )*              # extensions
+        (?: -x (?:-[a-z0-9]{1,8})+ )?                       # private use
+      | x (?:-[a-z0-9]{1,8})+ )
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "enable_multichat": True,
     "enable_chat_history": True,

@@ -270,7 +270,8 @@ async def test_a_time_zone_is_kept(tenant: Tenant, timezone: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "language", ["e1", "en_US", "-en", "en-", "en--US", "e n", "englishmen", "d\u00e9"]
+    "language",
+    ["e1", "en_US", "-en", "en-", "en--US", "e n", "englishmen", "d\u00e9", "en-US-US", "en-a"],
 )
 async def test_what_is_no_language_tag_is_refused(tenant: Tenant, language: str) -> None:
     """BCP 47: subtags of letters and digits, joined by hyphens."""
@@ -279,7 +280,9 @@ async def test_what_is_no_language_tag_is_refused(tenant: Tenant, language: str)
     assert [field for field, _ in error.violations] == ["config.preferred_language"]
 
 
-@pytest.mark.parametrize("language", ["de", "en-GB", "zh-Hant-TW", "sl-rozaj-biske-1994"])
+@pytest.mark.parametrize(
+    "language", ["de", "en-GB", "zh-Hant-TW", "sl-rozaj-biske-1994", "x-klingon", "en-u-ca-iso8601"]
+)
 async def test_a_language_tag_is_kept(tenant: Tenant, language: str) -> None:
     """Tags are accepted as they are written, regions and scripts included."""
     config = await _update(tenant, await tenant.new_user(), preferred_language=language)
