@@ -69,6 +69,41 @@ class ChatServiceStub:
                 request_serializer=hub_dot_v1_dot_chat__pb2.EndSessionRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_chat__pb2.EndSessionResponse.FromString,
                 _registered_method=True)
+        self.ReopenSession = channel.unary_unary(
+                '/hub.v1.ChatService/ReopenSession',
+                request_serializer=hub_dot_v1_dot_chat__pb2.ReopenSessionRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_chat__pb2.ReopenSessionResponse.FromString,
+                _registered_method=True)
+        self.UpdateSession = channel.unary_unary(
+                '/hub.v1.ChatService/UpdateSession',
+                request_serializer=hub_dot_v1_dot_chat__pb2.UpdateSessionRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_chat__pb2.UpdateSessionResponse.FromString,
+                _registered_method=True)
+        self.ArchiveSession = channel.unary_unary(
+                '/hub.v1.ChatService/ArchiveSession',
+                request_serializer=hub_dot_v1_dot_chat__pb2.ArchiveSessionRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_chat__pb2.ArchiveSessionResponse.FromString,
+                _registered_method=True)
+        self.UnarchiveSession = channel.unary_unary(
+                '/hub.v1.ChatService/UnarchiveSession',
+                request_serializer=hub_dot_v1_dot_chat__pb2.UnarchiveSessionRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_chat__pb2.UnarchiveSessionResponse.FromString,
+                _registered_method=True)
+        self.DeleteSession = channel.unary_unary(
+                '/hub.v1.ChatService/DeleteSession',
+                request_serializer=hub_dot_v1_dot_chat__pb2.DeleteSessionRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_chat__pb2.DeleteSessionResponse.FromString,
+                _registered_method=True)
+        self.UndeleteSession = channel.unary_unary(
+                '/hub.v1.ChatService/UndeleteSession',
+                request_serializer=hub_dot_v1_dot_chat__pb2.UndeleteSessionRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_chat__pb2.UndeleteSessionResponse.FromString,
+                _registered_method=True)
+        self.GetMessage = channel.unary_unary(
+                '/hub.v1.ChatService/GetMessage',
+                request_serializer=hub_dot_v1_dot_chat__pb2.GetMessageRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_chat__pb2.GetMessageResponse.FromString,
+                _registered_method=True)
 
 
 class ChatServiceServicer:
@@ -138,6 +173,75 @@ class ChatServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReopenSession(self, request, context):
+        """Takes messages in an ended session again. It counts as active from then on.
+        Reopening an active session changes nothing.
+
+        Errors include: NOT_FOUND (the session), SESSION_LIMIT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateSession(self, request, context):
+        """Changes title, model or metadata of a session.
+
+        Errors include: NOT_FOUND (the session), ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ArchiveSession(self, request, context):
+        """Puts a session away: lists can leave it out, and nothing else changes.
+        Archiving an archived session changes nothing.
+
+        Errors include: NOT_FOUND (the session).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnarchiveSession(self, request, context):
+        """Brings an archived session back.
+
+        Errors include: NOT_FOUND (the session).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSession(self, request, context):
+        """Deletes a session so that UndeleteSession can bring it back: it answers
+        NOT_FOUND, lists leave it out and it does not count as active, but nothing of
+        it is removed.
+
+        Errors include: NOT_FOUND (also when it is deleted already), ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteSession(self, request, context):
+        """Brings a deleted session back as it was. A session that is not deleted stays
+        as it is.
+
+        Errors include: NOT_FOUND, SESSION_LIMIT (when it is an active one).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMessage(self, request, context):
+        """Returns one message.
+
+        Errors include: NOT_FOUND (the session or the message), FEATURE_DISABLED
+        (`enable_chat_history`).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ChatServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -170,6 +274,41 @@ def add_ChatServiceServicer_to_server(servicer, server):
                     servicer.EndSession,
                     request_deserializer=hub_dot_v1_dot_chat__pb2.EndSessionRequest.FromString,
                     response_serializer=hub_dot_v1_dot_chat__pb2.EndSessionResponse.SerializeToString,
+            ),
+            'ReopenSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReopenSession,
+                    request_deserializer=hub_dot_v1_dot_chat__pb2.ReopenSessionRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_chat__pb2.ReopenSessionResponse.SerializeToString,
+            ),
+            'UpdateSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSession,
+                    request_deserializer=hub_dot_v1_dot_chat__pb2.UpdateSessionRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_chat__pb2.UpdateSessionResponse.SerializeToString,
+            ),
+            'ArchiveSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ArchiveSession,
+                    request_deserializer=hub_dot_v1_dot_chat__pb2.ArchiveSessionRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_chat__pb2.ArchiveSessionResponse.SerializeToString,
+            ),
+            'UnarchiveSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnarchiveSession,
+                    request_deserializer=hub_dot_v1_dot_chat__pb2.UnarchiveSessionRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_chat__pb2.UnarchiveSessionResponse.SerializeToString,
+            ),
+            'DeleteSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSession,
+                    request_deserializer=hub_dot_v1_dot_chat__pb2.DeleteSessionRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_chat__pb2.DeleteSessionResponse.SerializeToString,
+            ),
+            'UndeleteSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteSession,
+                    request_deserializer=hub_dot_v1_dot_chat__pb2.UndeleteSessionRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_chat__pb2.UndeleteSessionResponse.SerializeToString,
+            ),
+            'GetMessage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMessage,
+                    request_deserializer=hub_dot_v1_dot_chat__pb2.GetMessageRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_chat__pb2.GetMessageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -339,6 +478,195 @@ class ChatService:
             '/hub.v1.ChatService/EndSession',
             hub_dot_v1_dot_chat__pb2.EndSessionRequest.SerializeToString,
             hub_dot_v1_dot_chat__pb2.EndSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReopenSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.ChatService/ReopenSession',
+            hub_dot_v1_dot_chat__pb2.ReopenSessionRequest.SerializeToString,
+            hub_dot_v1_dot_chat__pb2.ReopenSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.ChatService/UpdateSession',
+            hub_dot_v1_dot_chat__pb2.UpdateSessionRequest.SerializeToString,
+            hub_dot_v1_dot_chat__pb2.UpdateSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ArchiveSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.ChatService/ArchiveSession',
+            hub_dot_v1_dot_chat__pb2.ArchiveSessionRequest.SerializeToString,
+            hub_dot_v1_dot_chat__pb2.ArchiveSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnarchiveSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.ChatService/UnarchiveSession',
+            hub_dot_v1_dot_chat__pb2.UnarchiveSessionRequest.SerializeToString,
+            hub_dot_v1_dot_chat__pb2.UnarchiveSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.ChatService/DeleteSession',
+            hub_dot_v1_dot_chat__pb2.DeleteSessionRequest.SerializeToString,
+            hub_dot_v1_dot_chat__pb2.DeleteSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.ChatService/UndeleteSession',
+            hub_dot_v1_dot_chat__pb2.UndeleteSessionRequest.SerializeToString,
+            hub_dot_v1_dot_chat__pb2.UndeleteSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMessage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.ChatService/GetMessage',
+            hub_dot_v1_dot_chat__pb2.GetMessageRequest.SerializeToString,
+            hub_dot_v1_dot_chat__pb2.GetMessageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -73,6 +73,47 @@ class ChatServiceStub:
 
     Errors include: NOT_FOUND (the session).
     """
+    ReopenSession: _grpc.UnaryUnaryMultiCallable[_chat_pb2.ReopenSessionRequest, _chat_pb2.ReopenSessionResponse]
+    """Takes messages in an ended session again. It counts as active from then on.
+    Reopening an active session changes nothing.
+
+    Errors include: NOT_FOUND (the session), SESSION_LIMIT.
+    """
+    UpdateSession: _grpc.UnaryUnaryMultiCallable[_chat_pb2.UpdateSessionRequest, _chat_pb2.UpdateSessionResponse]
+    """Changes title, model or metadata of a session.
+
+    Errors include: NOT_FOUND (the session), ETAG_MISMATCH.
+    """
+    ArchiveSession: _grpc.UnaryUnaryMultiCallable[_chat_pb2.ArchiveSessionRequest, _chat_pb2.ArchiveSessionResponse]
+    """Puts a session away: lists can leave it out, and nothing else changes.
+    Archiving an archived session changes nothing.
+
+    Errors include: NOT_FOUND (the session).
+    """
+    UnarchiveSession: _grpc.UnaryUnaryMultiCallable[_chat_pb2.UnarchiveSessionRequest, _chat_pb2.UnarchiveSessionResponse]
+    """Brings an archived session back.
+
+    Errors include: NOT_FOUND (the session).
+    """
+    DeleteSession: _grpc.UnaryUnaryMultiCallable[_chat_pb2.DeleteSessionRequest, _chat_pb2.DeleteSessionResponse]
+    """Deletes a session so that UndeleteSession can bring it back: it answers
+    NOT_FOUND, lists leave it out and it does not count as active, but nothing of
+    it is removed.
+
+    Errors include: NOT_FOUND (also when it is deleted already), ETAG_MISMATCH.
+    """
+    UndeleteSession: _grpc.UnaryUnaryMultiCallable[_chat_pb2.UndeleteSessionRequest, _chat_pb2.UndeleteSessionResponse]
+    """Brings a deleted session back as it was. A session that is not deleted stays
+    as it is.
+
+    Errors include: NOT_FOUND, SESSION_LIMIT (when it is an active one).
+    """
+    GetMessage: _grpc.UnaryUnaryMultiCallable[_chat_pb2.GetMessageRequest, _chat_pb2.GetMessageResponse]
+    """Returns one message.
+
+    Errors include: NOT_FOUND (the session or the message), FEATURE_DISABLED
+    (`enable_chat_history`).
+    """
 
 @_typing.type_check_only
 class ChatServiceAsyncStub(ChatServiceStub):
@@ -118,6 +159,47 @@ class ChatServiceAsyncStub(ChatServiceStub):
     Ending an ended session changes nothing.
 
     Errors include: NOT_FOUND (the session).
+    """
+    ReopenSession: _aio.UnaryUnaryMultiCallable[_chat_pb2.ReopenSessionRequest, _chat_pb2.ReopenSessionResponse]  # type: ignore[assignment]
+    """Takes messages in an ended session again. It counts as active from then on.
+    Reopening an active session changes nothing.
+
+    Errors include: NOT_FOUND (the session), SESSION_LIMIT.
+    """
+    UpdateSession: _aio.UnaryUnaryMultiCallable[_chat_pb2.UpdateSessionRequest, _chat_pb2.UpdateSessionResponse]  # type: ignore[assignment]
+    """Changes title, model or metadata of a session.
+
+    Errors include: NOT_FOUND (the session), ETAG_MISMATCH.
+    """
+    ArchiveSession: _aio.UnaryUnaryMultiCallable[_chat_pb2.ArchiveSessionRequest, _chat_pb2.ArchiveSessionResponse]  # type: ignore[assignment]
+    """Puts a session away: lists can leave it out, and nothing else changes.
+    Archiving an archived session changes nothing.
+
+    Errors include: NOT_FOUND (the session).
+    """
+    UnarchiveSession: _aio.UnaryUnaryMultiCallable[_chat_pb2.UnarchiveSessionRequest, _chat_pb2.UnarchiveSessionResponse]  # type: ignore[assignment]
+    """Brings an archived session back.
+
+    Errors include: NOT_FOUND (the session).
+    """
+    DeleteSession: _aio.UnaryUnaryMultiCallable[_chat_pb2.DeleteSessionRequest, _chat_pb2.DeleteSessionResponse]  # type: ignore[assignment]
+    """Deletes a session so that UndeleteSession can bring it back: it answers
+    NOT_FOUND, lists leave it out and it does not count as active, but nothing of
+    it is removed.
+
+    Errors include: NOT_FOUND (also when it is deleted already), ETAG_MISMATCH.
+    """
+    UndeleteSession: _aio.UnaryUnaryMultiCallable[_chat_pb2.UndeleteSessionRequest, _chat_pb2.UndeleteSessionResponse]  # type: ignore[assignment]
+    """Brings a deleted session back as it was. A session that is not deleted stays
+    as it is.
+
+    Errors include: NOT_FOUND, SESSION_LIMIT (when it is an active one).
+    """
+    GetMessage: _aio.UnaryUnaryMultiCallable[_chat_pb2.GetMessageRequest, _chat_pb2.GetMessageResponse]  # type: ignore[assignment]
+    """Returns one message.
+
+    Errors include: NOT_FOUND (the session or the message), FEATURE_DISABLED
+    (`enable_chat_history`).
     """
 
 class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -197,6 +279,89 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         Ending an ended session changes nothing.
 
         Errors include: NOT_FOUND (the session).
+        """
+
+    @_abc_1.abstractmethod
+    def ReopenSession(
+        self,
+        request: _chat_pb2.ReopenSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.ReopenSessionResponse, _abc.Awaitable[_chat_pb2.ReopenSessionResponse]]:
+        """Takes messages in an ended session again. It counts as active from then on.
+        Reopening an active session changes nothing.
+
+        Errors include: NOT_FOUND (the session), SESSION_LIMIT.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateSession(
+        self,
+        request: _chat_pb2.UpdateSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.UpdateSessionResponse, _abc.Awaitable[_chat_pb2.UpdateSessionResponse]]:
+        """Changes title, model or metadata of a session.
+
+        Errors include: NOT_FOUND (the session), ETAG_MISMATCH.
+        """
+
+    @_abc_1.abstractmethod
+    def ArchiveSession(
+        self,
+        request: _chat_pb2.ArchiveSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.ArchiveSessionResponse, _abc.Awaitable[_chat_pb2.ArchiveSessionResponse]]:
+        """Puts a session away: lists can leave it out, and nothing else changes.
+        Archiving an archived session changes nothing.
+
+        Errors include: NOT_FOUND (the session).
+        """
+
+    @_abc_1.abstractmethod
+    def UnarchiveSession(
+        self,
+        request: _chat_pb2.UnarchiveSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.UnarchiveSessionResponse, _abc.Awaitable[_chat_pb2.UnarchiveSessionResponse]]:
+        """Brings an archived session back.
+
+        Errors include: NOT_FOUND (the session).
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteSession(
+        self,
+        request: _chat_pb2.DeleteSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.DeleteSessionResponse, _abc.Awaitable[_chat_pb2.DeleteSessionResponse]]:
+        """Deletes a session so that UndeleteSession can bring it back: it answers
+        NOT_FOUND, lists leave it out and it does not count as active, but nothing of
+        it is removed.
+
+        Errors include: NOT_FOUND (also when it is deleted already), ETAG_MISMATCH.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteSession(
+        self,
+        request: _chat_pb2.UndeleteSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.UndeleteSessionResponse, _abc.Awaitable[_chat_pb2.UndeleteSessionResponse]]:
+        """Brings a deleted session back as it was. A session that is not deleted stays
+        as it is.
+
+        Errors include: NOT_FOUND, SESSION_LIMIT (when it is an active one).
+        """
+
+    @_abc_1.abstractmethod
+    def GetMessage(
+        self,
+        request: _chat_pb2.GetMessageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.GetMessageResponse, _abc.Awaitable[_chat_pb2.GetMessageResponse]]:
+        """Returns one message.
+
+        Errors include: NOT_FOUND (the session or the message), FEATURE_DISABLED
+        (`enable_chat_history`).
         """
 
 def add_ChatServiceServicer_to_server(servicer: ChatServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -11,10 +11,16 @@ from hub_client._transport import AsyncTransport, Transport
 from hub_client.v1.chat_pb2 import (
     AppendMessageRequest,
     AppendMessageResponse,
+    ArchiveSessionRequest,
+    ArchiveSessionResponse,
     CreateSessionRequest,
     CreateSessionResponse,
+    DeleteSessionRequest,
+    DeleteSessionResponse,
     EndSessionRequest,
     EndSessionResponse,
+    GetMessageRequest,
+    GetMessageResponse,
     GetSessionRequest,
     GetSessionResponse,
     ListMessagesRequest,
@@ -22,7 +28,15 @@ from hub_client.v1.chat_pb2 import (
     ListSessionsRequest,
     ListSessionsResponse,
     Message,
+    ReopenSessionRequest,
+    ReopenSessionResponse,
     Session,
+    UnarchiveSessionRequest,
+    UnarchiveSessionResponse,
+    UndeleteSessionRequest,
+    UndeleteSessionResponse,
+    UpdateSessionRequest,
+    UpdateSessionResponse,
 )
 from hub_client.v1.identity_pb2 import (
     ActivateTenantRequest,
@@ -207,6 +221,89 @@ class ChatClient:
             "/hub.v1.ChatService/EndSession", request, EndSessionResponse, timeout
         )
 
+    def reopen_session(
+        self, request: ReopenSessionRequest, *, timeout: float | None = None
+    ) -> ReopenSessionResponse:
+        """Takes messages in an ended session again. It counts as active from then on.
+        Reopening an active session changes nothing.
+
+        Errors include: NOT_FOUND (the session), SESSION_LIMIT.
+        """
+        return self._transport.call(
+            "/hub.v1.ChatService/ReopenSession", request, ReopenSessionResponse, timeout
+        )
+
+    def update_session(
+        self, request: UpdateSessionRequest, *, timeout: float | None = None
+    ) -> UpdateSessionResponse:
+        """Changes title, model or metadata of a session.
+
+        Errors include: NOT_FOUND (the session), ETAG_MISMATCH.
+        """
+        return self._transport.call(
+            "/hub.v1.ChatService/UpdateSession", request, UpdateSessionResponse, timeout
+        )
+
+    def archive_session(
+        self, request: ArchiveSessionRequest, *, timeout: float | None = None
+    ) -> ArchiveSessionResponse:
+        """Puts a session away: lists can leave it out, and nothing else changes.
+        Archiving an archived session changes nothing.
+
+        Errors include: NOT_FOUND (the session).
+        """
+        return self._transport.call(
+            "/hub.v1.ChatService/ArchiveSession", request, ArchiveSessionResponse, timeout
+        )
+
+    def unarchive_session(
+        self, request: UnarchiveSessionRequest, *, timeout: float | None = None
+    ) -> UnarchiveSessionResponse:
+        """Brings an archived session back.
+
+        Errors include: NOT_FOUND (the session).
+        """
+        return self._transport.call(
+            "/hub.v1.ChatService/UnarchiveSession", request, UnarchiveSessionResponse, timeout
+        )
+
+    def delete_session(
+        self, request: DeleteSessionRequest, *, timeout: float | None = None
+    ) -> DeleteSessionResponse:
+        """Deletes a session so that UndeleteSession can bring it back: it answers
+        NOT_FOUND, lists leave it out and it does not count as active, but nothing of
+        it is removed.
+
+        Errors include: NOT_FOUND (also when it is deleted already), ETAG_MISMATCH.
+        """
+        return self._transport.call(
+            "/hub.v1.ChatService/DeleteSession", request, DeleteSessionResponse, timeout
+        )
+
+    def undelete_session(
+        self, request: UndeleteSessionRequest, *, timeout: float | None = None
+    ) -> UndeleteSessionResponse:
+        """Brings a deleted session back as it was. A session that is not deleted stays
+        as it is.
+
+        Errors include: NOT_FOUND, SESSION_LIMIT (when it is an active one).
+        """
+        return self._transport.call(
+            "/hub.v1.ChatService/UndeleteSession", request, UndeleteSessionResponse, timeout
+        )
+
+    def get_message(
+        self, request: GetMessageRequest, *, timeout: float | None = None
+    ) -> GetMessageResponse:
+        """Returns one message.
+
+        Errors include: NOT_FOUND (the session or the message), FEATURE_DISABLED
+        (`enable_chat_history`).
+        """
+        return self._transport.call(
+            "/hub.v1.ChatService/GetMessage", request, GetMessageResponse, timeout
+        )
+
 
 class AsyncChatClient:
     """Keeps sessions and their messages in one order without gaps.
@@ -289,6 +386,89 @@ class AsyncChatClient:
         """
         return await self._transport.call(
             "/hub.v1.ChatService/EndSession", request, EndSessionResponse, timeout
+        )
+
+    async def reopen_session(
+        self, request: ReopenSessionRequest, *, timeout: float | None = None
+    ) -> ReopenSessionResponse:
+        """Takes messages in an ended session again. It counts as active from then on.
+        Reopening an active session changes nothing.
+
+        Errors include: NOT_FOUND (the session), SESSION_LIMIT.
+        """
+        return await self._transport.call(
+            "/hub.v1.ChatService/ReopenSession", request, ReopenSessionResponse, timeout
+        )
+
+    async def update_session(
+        self, request: UpdateSessionRequest, *, timeout: float | None = None
+    ) -> UpdateSessionResponse:
+        """Changes title, model or metadata of a session.
+
+        Errors include: NOT_FOUND (the session), ETAG_MISMATCH.
+        """
+        return await self._transport.call(
+            "/hub.v1.ChatService/UpdateSession", request, UpdateSessionResponse, timeout
+        )
+
+    async def archive_session(
+        self, request: ArchiveSessionRequest, *, timeout: float | None = None
+    ) -> ArchiveSessionResponse:
+        """Puts a session away: lists can leave it out, and nothing else changes.
+        Archiving an archived session changes nothing.
+
+        Errors include: NOT_FOUND (the session).
+        """
+        return await self._transport.call(
+            "/hub.v1.ChatService/ArchiveSession", request, ArchiveSessionResponse, timeout
+        )
+
+    async def unarchive_session(
+        self, request: UnarchiveSessionRequest, *, timeout: float | None = None
+    ) -> UnarchiveSessionResponse:
+        """Brings an archived session back.
+
+        Errors include: NOT_FOUND (the session).
+        """
+        return await self._transport.call(
+            "/hub.v1.ChatService/UnarchiveSession", request, UnarchiveSessionResponse, timeout
+        )
+
+    async def delete_session(
+        self, request: DeleteSessionRequest, *, timeout: float | None = None
+    ) -> DeleteSessionResponse:
+        """Deletes a session so that UndeleteSession can bring it back: it answers
+        NOT_FOUND, lists leave it out and it does not count as active, but nothing of
+        it is removed.
+
+        Errors include: NOT_FOUND (also when it is deleted already), ETAG_MISMATCH.
+        """
+        return await self._transport.call(
+            "/hub.v1.ChatService/DeleteSession", request, DeleteSessionResponse, timeout
+        )
+
+    async def undelete_session(
+        self, request: UndeleteSessionRequest, *, timeout: float | None = None
+    ) -> UndeleteSessionResponse:
+        """Brings a deleted session back as it was. A session that is not deleted stays
+        as it is.
+
+        Errors include: NOT_FOUND, SESSION_LIMIT (when it is an active one).
+        """
+        return await self._transport.call(
+            "/hub.v1.ChatService/UndeleteSession", request, UndeleteSessionResponse, timeout
+        )
+
+    async def get_message(
+        self, request: GetMessageRequest, *, timeout: float | None = None
+    ) -> GetMessageResponse:
+        """Returns one message.
+
+        Errors include: NOT_FOUND (the session or the message), FEATURE_DISABLED
+        (`enable_chat_history`).
+        """
+        return await self._transport.call(
+            "/hub.v1.ChatService/GetMessage", request, GetMessageResponse, timeout
         )
 
 

@@ -12,6 +12,7 @@ chat_sessions = tenant_table(
     sa.Column("session_title", sa.Text, nullable=False, server_default=""),
     sa.Column("model_name", sa.Text, nullable=False, server_default=""),
     sa.Column("is_active", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Column("is_archived", sa.Boolean, nullable=False, server_default=sa.false()),
     timestamp("ended_at"),
     timestamp("last_message_at"),
     sa.Column("last_seq", sa.BigInteger, nullable=False, server_default="0"),

@@ -19,6 +19,7 @@ _SESSION: Final = (
     chat_sessions.c.session_title,
     chat_sessions.c.model_name,
     chat_sessions.c.is_active,
+    chat_sessions.c.is_archived,
     chat_sessions.c.ended_at,
     chat_sessions.c.last_message_at,
     chat_sessions.c.last_seq,
@@ -26,6 +27,7 @@ _SESSION: Final = (
     chat_sessions.c.metadata,
     chat_sessions.c.created_at,
     chat_sessions.c.updated_at,
+    chat_sessions.c.deleted_at,
 )
 _MESSAGE: Final = tuple(
     column for column in chat_messages.c if column.name not in ("tenant_id", "updated_at")
@@ -246,33 +248,49 @@ class ChatRepository:
         )
         return (await self._connection.execute(query)).mappings().first()
 
-    async def end_session(self, session_id: str) -> Row:
-        """End a session that exists; one that has ended stays as it is."""
-        now = sa.func.clock_timestamp()
+    async def named_session(self, session_id: str) -> Row | None:
+        """Return whose a session is, deleted or not, with ``user_is_active``; or None."""
+        query = (
+            sa.select(chat_sessions.c.user_id, users.c.is_active.label("user_is_active"))
+            .join(users, _same(users, chat_sessions, "tenant_id", "user_id"))
+            .where(*self._named(session_id), users.c.deleted_at.is_(None))
+        )
+        return (await self._connection.execute(query)).mappings().first()
+
+    async def lock_session(self, session_id: str) -> Row | None:
+        """Return a session, deleted or not, with ``user_is_active``, and hold it; or None."""
+        query = (
+            sa.select(*_SESSION, users.c.is_active.label("user_is_active"))
+            .join(users, _same(users, chat_sessions, "tenant_id", "user_id"))
+            .where(*self._named(session_id), users.c.deleted_at.is_(None))
+            .with_for_update(of=chat_sessions, key_share=True)
+        )
+        return (await self._connection.execute(query)).mappings().first()
+
+    async def set_session(self, session_id: str, values: Mapping[str, Any]) -> Row:
+        """Change a session that ``lock_session`` holds; return it."""
         statement = (
             sa.update(chat_sessions)
-            .where(*self._session(session_id))
-            .values(
-                is_active=False,
-                ended_at=sa.func.coalesce(chat_sessions.c.ended_at, now),
-                updated_at=sa.case(
-                    (chat_sessions.c.is_active, now), else_=chat_sessions.c.updated_at
-                ),
-            )
+            .where(*self._named(session_id))
+            .values(**values, updated_at=sa.func.clock_timestamp())
             .returning(*_SESSION)
         )
         return (await self._connection.execute(statement)).mappings().one()
 
-    async def list_sessions(self, user_id: str, page: Page) -> Sequence[Row]:
-        """Return a page of a user's sessions and one more, newest first.
+    async def list_sessions(
+        self, user_id: str, page: Page, filters: Mapping[str, Any], *, show_deleted: bool
+    ) -> Sequence[Row]:
+        """Return a page of a user's sessions and one more, newest first; ``filters`` by column.
 
         One row with no session_id stands for a user without sessions; no row, for no user.
         """
         found = sa.select(*_SESSION).where(
             chat_sessions.c.tenant_id == self._tenant_id,
             chat_sessions.c.user_id == users.c.user_id,
-            chat_sessions.c.deleted_at.is_(None),
+            *(chat_sessions.c[column] == value for column, value in filters.items()),
         )
+        if not show_deleted:
+            found = found.where(chat_sessions.c.deleted_at.is_(None))
         if page.after:
             found = found.where(chat_sessions.c.session_id < page.after)
         found = found.order_by(chat_sessions.c.session_id.desc()).limit(page.size + 1)
@@ -321,10 +339,13 @@ class ChatRepository:
         return (await self._connection.execute(query)).mappings().all()
 
     def _session(self, session_id: str) -> tuple[sa.ColumnElement[bool], ...]:
+        return (*self._named(session_id), chat_sessions.c.deleted_at.is_(None))
+
+    def _named(self, session_id: str) -> tuple[sa.ColumnElement[bool], ...]:
+        """Match a session, deleted or not."""
         return (
             chat_sessions.c.tenant_id == self._tenant_id,
             chat_sessions.c.session_id == session_id,
-            chat_sessions.c.deleted_at.is_(None),
         )
 
     def _user(self, user_id: str) -> sa.ColumnElement[bool]:

@@ -1,5 +1,8 @@
 """Rules of chat. Opens the transactions; knows no gRPC."""
 
+import base64
+import datetime as dt
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -92,9 +95,7 @@ class ChatService:
             claims = Claims(connection, caller.tenant_id, user_id)
             if (answer := await claims.claim(retry)) is not None:
                 return answer
-            limit, subject = _session_limit(user)
-            if limit is not None and await repository.count_active(user_id) >= limit:
-                raise HubError(Reason.REASON_SESSION_LIMIT, limit=str(limit), subject=subject)
+            await _check_limit(repository, user_id, user)
             session = await repository.add_session(user_id=user_id, **values)
             await claims.keep(retry, session)
             return session
@@ -106,21 +107,83 @@ class ChatService:
         return owned(caller, session, "session")
 
     async def list_sessions(
-        self, caller: Caller, user_id: str, page: Page
+        self,
+        caller: Caller,
+        user_id: str,
+        page: Page,
+        filters: Mapping[str, Any],
+        *,
+        show_deleted: bool,
     ) -> tuple[Sequence[Row], str | None]:
-        """Return a page of sessions and the key of the next. Raises NOT_FOUND or USER_DISABLED."""
+        """Return a page of sessions and the key of the next; ``filters`` by column.
+
+        Raises NOT_FOUND or USER_DISABLED.
+        """
         async with self._database.statement(caller) as connection:
-            rows = await ChatRepository(connection, caller.tenant_id).list_sessions(user_id, page)
+            rows = await ChatRepository(connection, caller.tenant_id).list_sessions(
+                user_id, page, filters, show_deleted=show_deleted
+            )
         active_user(rows[0] if rows else None)
         sessions = [row for row in rows if row["session_id"] is not None]
         return split(sessions, page.size, lambda row: str(row["session_id"]))
 
-    async def end_session(self, caller: Caller, session_id: str) -> Row:
-        """End a session. Raises NOT_FOUND or USER_DISABLED."""
+    async def update_session(
+        self, caller: Caller, session_id: str, values: Mapping[str, Any], etag: str = ""
+    ) -> Row:
+        """Change a session that is not deleted. Raises NOT_FOUND, USER_DISABLED, ETAG_MISMATCH."""
         async with self._database.transaction(caller) as connection:
             repository = ChatRepository(connection, caller.tenant_id)
-            owned(caller, await repository.session(session_id), "session")
-            return await repository.end_session(session_id)
+            session = owned(caller, await repository.lock_session(session_id), "session")
+            if session["deleted_at"] is not None:
+                raise HubError(Reason.REASON_NOT_FOUND, resource="session")
+            if etag not in ("", session_etag(session)):
+                raise HubError(Reason.REASON_ETAG_MISMATCH)
+            if _is_so(session, values):
+                return session
+            return await repository.set_session(session_id, values)
+
+    async def end_session(self, caller: Caller, session_id: str) -> Row:
+        """End a session; one that has ended stays as it is. Raises NOT_FOUND or USER_DISABLED."""
+        values = {"is_active": False, "ended_at": dt.datetime.now(dt.UTC)}
+        return await self.update_session(caller, session_id, values)
+
+    async def delete_session(self, caller: Caller, session_id: str, etag: str) -> Row:
+        """Delete a session so that it can be brought back.
+
+        Raises NOT_FOUND, USER_DISABLED or ETAG_MISMATCH.
+        """
+        values = {"deleted_at": dt.datetime.now(dt.UTC)}
+        return await self.update_session(caller, session_id, values, etag)
+
+    async def reopen_session(self, caller: Caller, session_id: str) -> Row:
+        """Take messages again. Raises NOT_FOUND, USER_DISABLED or SESSION_LIMIT."""
+        values = {"is_active": True, "ended_at": None}
+        return await self._revive(caller, session_id, values, deleted=False)
+
+    async def undelete_session(self, caller: Caller, session_id: str) -> Row:
+        """Bring a deleted session back. Raises NOT_FOUND, USER_DISABLED or SESSION_LIMIT."""
+        return await self._revive(caller, session_id, {"deleted_at": None}, deleted=True)
+
+    async def _revive(
+        self, caller: Caller, session_id: str, values: Mapping[str, Any], *, deleted: bool
+    ) -> Row:
+        """Change a session into one that may count as active; ``deleted`` ones when asked for.
+
+        What bounds the user's sessions is locked before the session, as when one is created.
+        """
+        async with self._database.transaction(caller) as connection:
+            repository = ChatRepository(connection, caller.tenant_id)
+            named = await repository.named_session(session_id)
+            user_id = owned(caller, named, "session")["user_id"]
+            user = active_user(await repository.lock_user(user_id))
+            session = owned(caller, await repository.lock_session(session_id), "session")
+            if session["deleted_at"] is not None and not deleted:
+                raise HubError(Reason.REASON_NOT_FOUND, resource="session")
+            if _is_so(session, values):
+                return session
+            if values.get("is_active", session["is_active"]):
+                await _check_limit(repository, user_id, user)
+            return await repository.set_session(session_id, values)
 
     async def append(self, caller: Caller, retry: Retry, message: NewMessage) -> Row:
         """Append a message; return it with its seq.
@@ -152,6 +215,14 @@ class ChatService:
             raise HubError(Reason.REASON_FEATURE_DISABLED, feature="enable_chat_history")
         messages = [row for row in rows if row["seq"] is not None]
         return split(messages, page.size, lambda row: str(row["seq"]))
+
+    async def get_message(self, caller: Caller, session_id: str, seq: int) -> Row:
+        """Return a message. Raises NOT_FOUND, USER_DISABLED or FEATURE_DISABLED."""
+        before = Page(1, str(seq - 1))
+        messages, _ = await self.list_messages(caller, session_id, before, newest_first=False)
+        if not messages or messages[0]["seq"] != seq:
+            raise HubError(Reason.REASON_NOT_FOUND, resource="message")
+        return messages[0]
 
     def _batcher(self, tenant_id: str) -> Batcher[PendingAppend, Row]:
         """Return the queue of a tenant; a group never mixes tenants."""
@@ -227,6 +298,25 @@ def _appended(message: NewMessage, row: Row) -> Row:
         "metadata": message.metadata if row["is_kept"] else None,
         "created_at": row["created_at"],
     }
+
+
+def _is_so(session: Row, values: Mapping[str, Any]) -> bool:
+    """Tell whether a session has these values; when it ended is not among what is asked."""
+    return all(session[name] == value for name, value in values.items() if name != "ended_at")
+
+
+def session_etag(session: Row) -> str:
+    """Return the version of a session: 22 characters that change with what callers set."""
+    names = ("session_title", "model_name", "metadata", "is_active", "is_archived", "deleted_at")
+    text = repr([session[name] for name in names])
+    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()[:16])[:22].decode()
+
+
+async def _check_limit(repository: ChatRepository, user_id: str, user: Row) -> None:
+    """Refuse another active session when the user has as many as he may. Raises SESSION_LIMIT."""
+    limit, subject = _session_limit(user)
+    if limit is not None and await repository.count_active(user_id) >= limit:
+        raise HubError(Reason.REASON_SESSION_LIMIT, limit=str(limit), subject=subject)
 
 
 def _session_limit(user: Row) -> tuple[int | None, str]:

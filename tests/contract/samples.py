@@ -14,6 +14,7 @@ from hub_client.v1 import (
     ActivateTenantRequest,
     ActivateUserRequest,
     AppendMessageRequest,
+    ArchiveSessionRequest,
     ChangePasswordRequest,
     ConfirmPasswordResetRequest,
     CreateApiKeyRequest,
@@ -24,11 +25,13 @@ from hub_client.v1 import (
     DeactivateTenantRequest,
     DeactivateUserRequest,
     DeleteDocumentRequest,
+    DeleteSessionRequest,
     DeleteUserRequest,
     EndSessionRequest,
     GetDefaultConfigRequest,
     GetDocumentRequest,
     GetMemoryRequest,
+    GetMessageRequest,
     GetSessionRequest,
     GetTenantRequest,
     GetUsageRequest,
@@ -52,12 +55,16 @@ from hub_client.v1 import (
     RecallRequest,
     RefreshTokenRequest,
     RememberRequest,
+    ReopenSessionRequest,
     RevokeApiKeyRequest,
     RevokeLoginRequest,
     Role,
     SearchRequest,
+    UnarchiveSessionRequest,
+    UndeleteSessionRequest,
     UndeleteUserRequest,
     UpdateDefaultConfigRequest,
+    UpdateSessionRequest,
     UpdateUserConfigRequest,
     UpdateUserRequest,
     User,
@@ -118,6 +125,9 @@ async def make_world(tenant: Tenant) -> World:
     )
     key = await client.identity.create_api_key(_new_key(None))
     session, other = await tenant.new_session(user), await tenant.new_session(user)
+    await client.chat.append_message(
+        AppendMessageRequest(session_id=session.session_id, role=Role.ROLE_USER)
+    )
     memory = await client.memory.remember(_remember(user.user_id))
     document = await tenant.ingest(user, "Tea", "Tea is made of leaves.")
     spare = await tenant.ingest(user, "Coffee", "Coffee is made of beans.")
@@ -245,6 +255,15 @@ _SAMPLES: Final[dict[str, Callable[[World], Message]]] = {
     "ListSessions": lambda world: ListSessionsRequest(user_id=world.user_id),
     "AppendMessage": _append,
     "ListMessages": lambda world: ListMessagesRequest(session_id=world.session_id),
+    "ReopenSession": lambda world: ReopenSessionRequest(session_id=world.open_session_id),
+    "UpdateSession": lambda world: UpdateSessionRequest(
+        session_id=world.session_id, session_title="Tea", metadata=_metadata()
+    ),
+    "ArchiveSession": lambda world: ArchiveSessionRequest(session_id=world.open_session_id),
+    "UnarchiveSession": lambda world: UnarchiveSessionRequest(session_id=world.open_session_id),
+    "DeleteSession": lambda world: DeleteSessionRequest(session_id=world.open_session_id),
+    "UndeleteSession": lambda world: UndeleteSessionRequest(session_id=world.open_session_id),
+    "GetMessage": lambda world: GetMessageRequest(session_id=world.session_id, seq=1),
     "EndSession": lambda world: EndSessionRequest(session_id=world.open_session_id),
     "Remember": lambda world: _remember(world.user_id),
     "GetMemory": lambda world: GetMemoryRequest(memory_id=world.memory_id),

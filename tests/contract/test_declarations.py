@@ -69,7 +69,7 @@ def test_there_are_four_services() -> None:
         "hub.v1.MemoryService",
         "hub.v1.KnowledgeService",
     }
-    assert len(METHODS) == 48
+    assert len(METHODS) == 55
 
 
 @of_each_method

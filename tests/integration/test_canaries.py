@@ -47,6 +47,8 @@ _ENDING: Final = {
     "RevokeApiKey",
     "DeleteDocument",
     "EndSession",
+    "DeleteSession",
+    "UpdateSession",
     "ChangePassword",
     "UpdateUser",
 }

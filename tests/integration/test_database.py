@@ -509,8 +509,11 @@ def _passing(through: Callable[[str], str]) -> Iterator[None]:
     """Let every statement on its way to Postgres pass through a function."""
     execute = psycopg.AsyncCursor.execute
 
-    async def changed(self: Any, query: str, *arguments: Any, **options: Any) -> Any:
-        return await execute(self, through(query), *arguments, **options)
+    async def changed(self: Any, query: Any, *arguments: Any, **options: Any) -> Any:
+        # What SQLAlchemy asks of a new connection comes as something else than a text.
+        return await execute(
+            self, through(query) if isinstance(query, str) else query, *arguments, **options
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(psycopg.AsyncCursor, "execute", changed)

@@ -50,7 +50,7 @@ _FORGOTTEN = (
     r"\busers\.tenant_id = %\(tenant_id_1\)s::UUID AND (?=users\.deleted_at)",
 )
 # What can be called in any order without ending whoever calls; what needs a secret is refused.
-_ENDING = ("DeactivateUser", "DeleteUser", "RevokeApiKey", "DeactivateTenant")
+_ENDING = ("DeactivateUser", "DeleteUser", "RevokeApiKey", "DeactivateTenant", "DeleteSession")
 _MENDING = [method for name, method in METHODS.items() if name not in _ENDING]
 _WITHOUT_SECRET = {
     "Login": ("LOGIN_FAILED",),
