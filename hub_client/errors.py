@@ -133,6 +133,10 @@ class TokenBudgetError(HubError):
     """The user has too few tokens left; ``retry_after`` tells when the next period begins."""
 
 
+class SeqMismatchError(HubError):
+    """The session's last seq is another than expected: ``metadata["last_seq"]``."""
+
+
 class InternalError(HubError):
     """A fault of the hub; its log tells more under ``request_id``."""
 
@@ -160,6 +164,7 @@ _BY_REASON: Final[Mapping[str, type[HubError]]] = {
     "SCOPE_INSUFFICIENT": ScopeInsufficientError,
     "TENANT_EXISTS": TenantExistsError,
     "TOKEN_BUDGET": TokenBudgetError,
+    "SEQ_MISMATCH": SeqMismatchError,
 }
 # What gRPC itself reports, without the hub having answered.
 _BY_CODE: Final[Mapping[grpc.StatusCode, type[HubError]]] = {

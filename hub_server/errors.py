@@ -66,6 +66,10 @@ _STATUS: Final[dict[int, tuple[grpc.StatusCode, str]]] = {
         grpc.StatusCode.ABORTED,
         "the resource changed since its etag was read",
     ),
+    Reason.REASON_SEQ_MISMATCH: (
+        grpc.StatusCode.ABORTED,
+        "the session's last seq is {last_seq}",
+    ),
     Reason.REASON_SESSION_ENDED: (grpc.StatusCode.FAILED_PRECONDITION, "the session has ended"),
     Reason.REASON_SESSION_LIMIT: (
         grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -478,6 +478,7 @@ class AppendMessageRequest(_message.Message):
     MODEL_RESPONSE_TIME_MS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXPECTED_SEQ_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session. Required."""
     role: Global___Role.ValueType
@@ -496,6 +497,10 @@ class AppendMessageRequest(_message.Message):
     """A retry with the same id within 24 hours returns the first answer and
     changes nothing. At most 128 characters; empty = not retried safely.
     """
+    expected_seq: _builtins.int
+    """The `seq` of the last message the caller knows of, 0 = none. When the session
+    has another, nothing is appended. Absent = append whatever the session has.
+    """
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
         """What to keep beside the message, at most 64 KiB."""
@@ -512,15 +517,20 @@ class AppendMessageRequest(_message.Message):
         model_response_time_ms: _builtins.int | None = ...,
         metadata: _struct_pb2.Struct | None = ...,
         request_id: _builtins.str = ...,
+        expected_seq: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_model_response_time_ms", b"_model_response_time_ms", "_token_count", b"_token_count", "metadata", b"metadata", "model_response_time_ms", b"model_response_time_ms", "token_count", b"token_count"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_seq", b"_expected_seq", "_model_response_time_ms", b"_model_response_time_ms", "_token_count", b"_token_count", "expected_seq", b"expected_seq", "metadata", b"metadata", "model_response_time_ms", b"model_response_time_ms", "token_count", b"token_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_response_time_ms", b"_model_response_time_ms", "_token_count", b"_token_count", "content", b"content", "message_type", b"message_type", "metadata", b"metadata", "model_name", b"model_name", "model_response_time_ms", b"model_response_time_ms", "request_id", b"request_id", "role", b"role", "session_id", b"session_id", "token_count", b"token_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_seq", b"_expected_seq", "_model_response_time_ms", b"_model_response_time_ms", "_token_count", b"_token_count", "content", b"content", "expected_seq", b"expected_seq", "message_type", b"message_type", "metadata", b"metadata", "model_name", b"model_name", "model_response_time_ms", b"model_response_time_ms", "request_id", b"request_id", "role", b"role", "session_id", b"session_id", "token_count", b"token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_seq: _TypeAlias = _typing.Literal["expected_seq"]  # noqa: Y015
+    _WhichOneofArgType__expected_seq: _TypeAlias = _typing.Literal["_expected_seq", b"_expected_seq"]  # noqa: Y015
     _WhichOneofReturnType__model_response_time_ms: _TypeAlias = _typing.Literal["model_response_time_ms"]  # noqa: Y015
     _WhichOneofArgType__model_response_time_ms: _TypeAlias = _typing.Literal["_model_response_time_ms", b"_model_response_time_ms"]  # noqa: Y015
     _WhichOneofReturnType__token_count: _TypeAlias = _typing.Literal["token_count"]  # noqa: Y015
     _WhichOneofArgType__token_count: _TypeAlias = _typing.Literal["_token_count", b"_token_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_seq) -> _WhichOneofReturnType__expected_seq | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__model_response_time_ms) -> _WhichOneofReturnType__model_response_time_ms | None: ...
     @_typing.overload

@@ -146,7 +146,7 @@ class ChatServiceServicer:
         comes after the message is on disk.
 
         Errors include: NOT_FOUND (the session), SESSION_ENDED, FEATURE_DISABLED
-        (role `tool`), TOKEN_BUDGET, REQUEST_ID_REUSED.
+        (role `tool`), TOKEN_BUDGET, SEQ_MISMATCH, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

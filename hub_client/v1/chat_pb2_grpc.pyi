@@ -58,7 +58,7 @@ class ChatServiceStub:
     comes after the message is on disk.
 
     Errors include: NOT_FOUND (the session), SESSION_ENDED, FEATURE_DISABLED
-    (role `tool`), TOKEN_BUDGET, REQUEST_ID_REUSED.
+    (role `tool`), TOKEN_BUDGET, SEQ_MISMATCH, REQUEST_ID_REUSED.
     """
     ListMessages: _grpc.UnaryUnaryMultiCallable[_chat_pb2.ListMessagesRequest, _chat_pb2.ListMessagesResponse]
     """Lists the messages of a session in the order of their `seq`. A page of long
@@ -145,7 +145,7 @@ class ChatServiceAsyncStub(ChatServiceStub):
     comes after the message is on disk.
 
     Errors include: NOT_FOUND (the session), SESSION_ENDED, FEATURE_DISABLED
-    (role `tool`), TOKEN_BUDGET, REQUEST_ID_REUSED.
+    (role `tool`), TOKEN_BUDGET, SEQ_MISMATCH, REQUEST_ID_REUSED.
     """
     ListMessages: _aio.UnaryUnaryMultiCallable[_chat_pb2.ListMessagesRequest, _chat_pb2.ListMessagesResponse]  # type: ignore[assignment]
     """Lists the messages of a session in the order of their `seq`. A page of long
@@ -253,7 +253,7 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         comes after the message is on disk.
 
         Errors include: NOT_FOUND (the session), SESSION_ENDED, FEATURE_DISABLED
-        (role `tool`), TOKEN_BUDGET, REQUEST_ID_REUSED.
+        (role `tool`), TOKEN_BUDGET, SEQ_MISMATCH, REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod

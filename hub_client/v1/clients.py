@@ -190,7 +190,7 @@ class ChatClient:
         comes after the message is on disk.
 
         Errors include: NOT_FOUND (the session), SESSION_ENDED, FEATURE_DISABLED
-        (role `tool`), TOKEN_BUDGET, REQUEST_ID_REUSED.
+        (role `tool`), TOKEN_BUDGET, SEQ_MISMATCH, REQUEST_ID_REUSED.
         """
         return self._transport.call(
             "/hub.v1.ChatService/AppendMessage", request, AppendMessageResponse, timeout
@@ -357,7 +357,7 @@ class AsyncChatClient:
         comes after the message is on disk.
 
         Errors include: NOT_FOUND (the session), SESSION_ENDED, FEATURE_DISABLED
-        (role `tool`), TOKEN_BUDGET, REQUEST_ID_REUSED.
+        (role `tool`), TOKEN_BUDGET, SEQ_MISMATCH, REQUEST_ID_REUSED.
         """
         return await self._transport.call(
             "/hub.v1.ChatService/AppendMessage", request, AppendMessageResponse, timeout

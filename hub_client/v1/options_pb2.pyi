@@ -270,6 +270,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     RESOURCE_EXHAUSTED with QuotaFailure; where a period ends, it is told how long
     to wait. Example: AppendMessage beyond `max_tokens`.
     """
+    REASON_SEQ_MISMATCH: _Reason.ValueType  # 23
+    """The session's last `seq` is not the one the caller expected; `last_seq` in
+    the metadata is it. ABORTED. Example: two callers append to what both read.
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused: `google.rpc.ErrorInfo.reason`, without the prefix
@@ -371,6 +375,10 @@ REASON_TOKEN_BUDGET: Reason.ValueType  # 22
 """The user has fewer tokens left in the period than this takes.
 RESOURCE_EXHAUSTED with QuotaFailure; where a period ends, it is told how long
 to wait. Example: AppendMessage beyond `max_tokens`.
+"""
+REASON_SEQ_MISMATCH: Reason.ValueType  # 23
+"""The session's last `seq` is not the one the caller expected; `last_seq` in
+the metadata is it. ABORTED. Example: two callers append to what both read.
 """
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 

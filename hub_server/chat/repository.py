@@ -38,7 +38,8 @@ _MESSAGE: Final = tuple(
 # session   locks the sessions by id, so that no two groups can wait for each other in a circle,
 #           and reads each as the last group left it;
 # budget    locks what their users have used, by id, after the sessions for the same reason;
-# judged    says of each item what hinders it, or that it repeats an earlier call;
+# judged    says of each item what hinders it, or that it repeats an earlier call; what expects a
+#           seq that an earlier item of the group may yet bring about comes out as RACED;
 # weighed   lets as many items in, in order of arrival, as their users have tokens left for; what
 #           is more than is then left is refused, and what might fit since another was refused
 #           comes out as RACED;
@@ -54,10 +55,10 @@ WITH item AS (
         :session_id ::uuid[], :user_id ::uuid[], :message_id ::uuid[], :role ::text[],
         :message_type ::text[], :content ::text[], :token_count ::int[], :model_name ::text[],
         :model_response_time ::int[], :metadata ::jsonb[], :request_id ::text[],
-        :fingerprint ::bytea[]
+        :fingerprint ::bytea[], :expected_seq ::bigint[]
     ) WITH ORDINALITY AS item (
         session_id, caller_id, message_id, role, message_type, content, token_count, model_name,
-        model_response_time, metadata, request_id, fingerprint, place)
+        model_response_time, metadata, request_id, fingerprint, expected_seq, place)
 ),
 session AS (
     SELECT s.session_id, s.user_id, s.last_seq, s.is_active, u.is_active AS user_is_active,
@@ -100,6 +101,11 @@ judged AS (
                WHEN item.request_id IS NOT NULL AND row_number() OVER (
                         PARTITION BY session.user_id, item.request_id ORDER BY item.place) > 1
                    THEN 'RACED'
+               WHEN item.expected_seq < session.last_seq THEN 'STALE'
+               WHEN item.expected_seq IS NOT NULL AND row_number() OVER (
+                        PARTITION BY item.session_id ORDER BY item.place) > 1
+                   THEN 'RACED'
+               WHEN item.expected_seq > session.last_seq THEN 'STALE'
            END AS hindrance
     FROM item
     LEFT JOIN session ON session.session_id = item.session_id
@@ -179,7 +185,7 @@ used AS (
 )
 SELECT CASE WHEN weighed.outcome = 'ACCEPTED' AND written.seq IS NULL THEN 'RACED'
             ELSE weighed.outcome END AS outcome,
-       weighed.max_tokens, weighed.renewal,
+       weighed.max_tokens, weighed.renewal, weighed.last_seq,
        coalesce(written.message_id, first.message_id)::text AS message_id,
        coalesce(written.seq, first.seq) AS seq,
        coalesce(written.created_at, first.created_at) AS created_at,

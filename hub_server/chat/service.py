@@ -43,6 +43,7 @@ class NewMessage:
     model_name: str
     model_response_time: int | None
     metadata: Mapping[str, Any]
+    expected_seq: int | None = None
 
 
 _REFUSALS: Final[Mapping[str, Reason.ValueType]] = {
@@ -189,7 +190,7 @@ class ChatService:
         """Append a message; return it with its seq.
 
         Raises NOT_FOUND, USER_DISABLED, SESSION_ENDED, FEATURE_DISABLED, TOKEN_BUDGET,
-        REQUEST_ID_REUSED or OVERLOADED.
+        SEQ_MISMATCH, REQUEST_ID_REUSED or OVERLOADED.
         """
         append = PendingAppend(caller, message, new_id(), retry)
         for _ in range(_MOST_RACES):
@@ -268,6 +269,7 @@ def _columns(group: Sequence[PendingAppend]) -> dict[str, list[Any]]:
         "metadata": [json.dumps(message.metadata) for message in messages],
         "request_id": [append.retry.request_id or None for append in group],
         "fingerprint": [append.retry.fingerprint for append in group],
+        "expected_seq": [message.expected_seq for message in messages],
     }
 
 
@@ -280,6 +282,8 @@ def _refusal(row: Row) -> HubError:
             limit=str(row["max_tokens"]),
             subject="max_tokens",
         )
+    if row["outcome"] == "STALE":
+        return HubError(Reason.REASON_SEQ_MISMATCH, last_seq=str(row["last_seq"]))
     return HubError(_REFUSALS[row["outcome"]], **_FACTS.get(row["outcome"], {}))
 
 

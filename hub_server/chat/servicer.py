@@ -177,6 +177,7 @@ def _message_from_pb(request: pb.AppendMessageRequest) -> NewMessage:
         model_name=request.model_name,
         model_response_time=request.model_response_time_ms if timed else None,
         metadata=struct_from_pb("metadata", request.metadata),
+        expected_seq=request.expected_seq if request.HasField("expected_seq") else None,
     )
 
 

@@ -21,6 +21,7 @@ _FACTS: Final[Mapping[str, Any]] = {
     "resource": "user",
     "limit": "3",
     "subject": "max_sessions",
+    "last_seq": "7",
 }
 _CODES: Final = [code.name for code in grpc.StatusCode if code.name != "OK"]
 

@@ -20,6 +20,7 @@ from hub_client.errors import (
     InvalidFieldError,
     NotFoundError,
     RequestIdReusedError,
+    SeqMismatchError,
     SessionEndedError,
     SessionLimitError,
 )
@@ -42,6 +43,7 @@ from hub_client.v1 import (
 from hub_server import idempotency
 from tests.integration.test_database import (
     held_session,
+    occupied,
     rewritten,
     statements,
     submissions,
@@ -615,3 +617,59 @@ def _places_of(hub: Hub, text: str) -> set[str]:
         for (table,) in tables
         if hub.sql(query.format(sql.Identifier(table)).as_string(), *likes)
     }
+
+
+# --- compare and append --------------------------------------------------------------------------
+
+
+async def test_an_append_that_expects_another_seq_is_refused(
+    tenant: Tenant, session: Session
+) -> None:
+    """Nothing is appended, the current seq is told, and a retry of what was appended succeeds."""
+    await _say(tenant.client, session, "one", expected_seq=0, request_id="one")
+    for expected in (0, 2):
+        with pytest.raises(SeqMismatchError) as caught:
+            await _say(tenant.client, session, "two", expected_seq=expected, request_id="two")
+        assert caught.value.metadata == {"last_seq": "1"}
+    await _say(tenant.client, session, "two", expected_seq=1, request_id="two")
+    await _say(tenant.client, session, "one", expected_seq=0, request_id="one")
+    assert [one.content for one in await _listed(tenant.client, session)] == ["one", "two"]
+
+
+async def test_of_16_who_append_to_what_all_have_read_one_does(
+    tenant: Tenant, second_hub: Hub, session: Session
+) -> None:
+    """Round after round, in two hubs: each seq is given to one of those who expected it."""
+    clients = (tenant.client, second_hub.client(tenant.key))
+    for last in range(5):
+        answers = await asyncio.gather(
+            *(
+                _say(clients[number % 2], session, f"{last} {number}", expected_seq=last)
+                for number in range(16)
+            ),
+            return_exceptions=True,
+        )
+        refused = [one for one in answers if isinstance(one, SeqMismatchError)]
+        assert len(refused) == 15
+        assert {one.metadata["last_seq"] for one in refused} == {f"{last + 1}"}
+    assert [one.seq for one in await _listed(tenant.client, session)] == [1, 2, 3, 4, 5]
+
+
+async def test_one_group_is_compared_in_its_order(
+    tenant: Tenant, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a chain that waits together each finds what it expects, though it was not there before."""
+    submitted = submissions(monkeypatch)
+    with held_session(tenant.hub, session.session_id):
+        tasks = await occupied(tenant.hub, lambda: _say(tenant.client, session, "first"))
+        for expected in (2, 3, 4, 3):
+            tasks.append(
+                asyncio.create_task(
+                    _say(tenant.client, session, f"after {expected}", expected_seq=expected)
+                )
+            )
+            await until(lambda: len(submitted) == len(tasks))
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(one, SeqMismatchError) for one in answers] == [False] * 5 + [True]
+    contents = [one.content for one in await _listed(tenant.client, session)]
+    assert contents == ["first", "first", "after 2", "after 3", "after 4"]

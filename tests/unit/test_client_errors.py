@@ -26,6 +26,7 @@ _FACTS: Final[Mapping[str, Any]] = {
     "resource": "user",
     "limit": "3",
     "subject": "max_sessions",
+    "last_seq": "7",
 }
 _KEY: Final = "grpc-status-details-bin"
 _VIOLATIONS: Final = [("email", "is required"), ("password", "is required")]
