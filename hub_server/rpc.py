@@ -202,7 +202,7 @@ class Rpc:
         except asyncio.CancelledError:
             self._log(call, facts | {"code": "CANCELLED"}, None)
             raise
-        except Exception as error:
+        except Exception as error:  # whatever it is, callers are told no more than INTERNAL
             hidden = HubError(Reason.REASON_INTERNAL)
             hidden.__cause__ = error
             self._log(call, facts | {"code": hidden.code.name}, hidden)

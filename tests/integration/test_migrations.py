@@ -340,7 +340,7 @@ def test_what_the_first_version_made_lives_on(empty_database: str) -> None:
         for table, values in (
             ("tenants", {"tenant_id": tenant, "name": "old"}),
             ("users", {"user_id": user, "email": "a@b.org", "email_key": "a@b.org"}),
-            ("user_configs", {"config_id": user, "user_id": user, "timezone": "localtime"}),
+            ("user_configs", {"config_id": user, "user_id": user, "timezone": "Mars/Olympus"}),
             ("credentials", {"credential_id": tenant, "kind": "service_key"}),
             ("credentials", {"credential_id": user, "kind": "user_token", "user_id": user}),
             ("chat_sessions", {"session_id": session, "user_id": user, "total_tokens_used": 7}),
