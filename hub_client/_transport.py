@@ -72,6 +72,23 @@ class Transport:
                 return
             asked.page_token = page.next_page_token
 
+    def stream(
+        self, path: str, request: Message, response_type: type[_Response], timeout: float | None
+    ) -> Iterator[_Response]:
+        """Yield what the hub sends, until it or the time limit ends it. Raises HubError."""
+        method = self._channel.unary_stream(
+            path,
+            request_serializer=_serialized,
+            response_deserializer=response_type.FromString,
+        )
+        answers = method(request, timeout=timeout, metadata=self._metadata)
+        try:
+            yield from answers
+        except grpc.RpcError as error:
+            raise _translated(error) from None
+        finally:
+            answers.cancel()  # who stops reading leaves no stream behind
+
 
 class AsyncTransport:
     """Makes the calls of the async client over one channel."""
@@ -120,6 +137,24 @@ class AsyncTransport:
             if not page.next_page_token:
                 return
             asked.page_token = page.next_page_token
+
+    async def stream(
+        self, path: str, request: Message, response_type: type[_Response], timeout: float | None
+    ) -> AsyncIterator[_Response]:
+        """Yield what the hub sends, until it or the time limit ends it. Raises HubError."""
+        method = self._channel.unary_stream(
+            path,
+            request_serializer=_serialized,
+            response_deserializer=response_type.FromString,
+        )
+        answers = method(request, timeout=timeout, metadata=self._metadata)
+        try:
+            async for answer in answers:
+                yield answer
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from None
+        finally:
+            answers.cancel()  # who stops reading leaves no stream behind
 
 
 def _metadata(key: str | None, act_as: str | None) -> tuple[tuple[str, str], ...]:

@@ -137,6 +137,14 @@ class SeqMismatchError(HubError):
     """The session's last seq is another than expected: ``metadata["last_seq"]``."""
 
 
+class ReservationSettledError(HubError):
+    """The reservation was settled before."""
+
+
+class ReaderTooSlowError(HubError):
+    """The reader of a stream did not keep up; resume it where it stopped."""
+
+
 class InternalError(HubError):
     """A fault of the hub; its log tells more under ``request_id``."""
 
@@ -165,6 +173,8 @@ _BY_REASON: Final[Mapping[str, type[HubError]]] = {
     "TENANT_EXISTS": TenantExistsError,
     "TOKEN_BUDGET": TokenBudgetError,
     "SEQ_MISMATCH": SeqMismatchError,
+    "RESERVATION_SETTLED": ReservationSettledError,
+    "READER_TOO_SLOW": ReaderTooSlowError,
 }
 # What gRPC itself reports, without the hub having answered.
 _BY_CODE: Final[Mapping[grpc.StatusCode, type[HubError]]] = {

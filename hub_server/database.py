@@ -17,6 +17,7 @@ from typing import Any, Final
 import psycopg
 import sqlalchemy as sa
 from psycopg.rows import dict_row
+from psycopg.sql import SQL, Identifier
 from psycopg.types.array import ListBinaryDumper
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import DBAPIError
@@ -55,11 +56,14 @@ class HotStatement:
     the half is psycopg's search for placeholders in a text of more than 4,096 characters.
     """
 
-    def __init__(self, text: str) -> None:
-        """``text`` has parameters as in ``:name``; each needs a type, such as ``:name ::uuid``."""
+    def __init__(self, text: str, **parts: str) -> None:
+        """``text`` has parameters as in ``:name``; each needs a type, such as ``:name ::uuid``.
+
+        ``{part}`` stands for SQL that several statements share.
+        """
         names: dict[str, int] = {}
         self._text = _PLACEHOLDER.sub(
-            lambda match: f"${names.setdefault(match[1], len(names) + 1)}", text
+            lambda match: f"${names.setdefault(match[1], len(names) + 1)}", text.format(**parts)
         )
         self._names = tuple(names)
 
@@ -84,6 +88,9 @@ class Database:
         transaction, so the tenant is set anew in each, and the URL must log in as ``role``.
         """
         self._pooler = pooler
+        plain = sa.make_url(url).set(drivername="postgresql")
+        self._url = plain.render_as_string(hide_password=False)
+        self._arguments = _arguments(role, pooler=pooler)
         self._tenants = _engine(url, role, pool_size, pooler=pooler)
         self._system = _engine(url, role, _SYSTEM_CONNECTIONS, pooler=pooler)
 
@@ -127,6 +134,21 @@ class Database:
         """
         async with _lent(self._system, _SYSTEM_TIMEOUT_MS / 1000) as connection:
             yield connection
+
+    @asynccontextmanager
+    async def listening(self, channel: str) -> AsyncIterator[AsyncIterator[str]]:
+        """Listen to a channel on a connection of its own; yields what is told there.
+
+        Raises UNAVAILABLE when there is no connection (any more).
+        """
+        try:
+            async with await psycopg.AsyncConnection.connect(
+                self._url, autocommit=True, **self._arguments
+            ) as connection:
+                await connection.execute(SQL("LISTEN {}").format(Identifier(channel)))
+                yield (note.payload async for note in connection.notifies())
+        except psycopg.Error as error:
+            raise HubError(_reason(error)) from error
 
     async def close(self) -> None:
         """Close all connections."""
@@ -202,7 +224,8 @@ def _wanted(caller: Caller) -> dict[str, Any]:
     return {"tenant": caller.tenant_id, "timeout_ms": str(seconds * 1000)}
 
 
-def _engine(url: str, role: str, pool_size: int, *, pooler: bool) -> AsyncEngine:
+def _arguments(role: str, *, pooler: bool) -> dict[str, Any]:
+    """Return what a connection is made with, beside the URL."""
     arguments: dict[str, Any] = {
         "application_name": "cortex-hub",
         "connect_timeout": _CONNECT_SECONDS,
@@ -217,6 +240,10 @@ def _engine(url: str, role: str, pool_size: int, *, pooler: bool) -> AsyncEngine
             " -c timezone=UTC"
             f" -c idle_in_transaction_session_timeout={_LONGEST_STATEMENT_SECONDS * 1000}"
         )
+    return arguments
+
+
+def _engine(url: str, role: str, pool_size: int, *, pooler: bool) -> AsyncEngine:
     engine = create_async_engine(
         driver_url(url),
         isolation_level="AUTOCOMMIT",
@@ -225,7 +252,7 @@ def _engine(url: str, role: str, pool_size: int, *, pooler: bool) -> AsyncEngine
         max_overflow=0,
         pool_timeout=_POOL_WAIT_SECONDS,
         pool_use_lifo=True,
-        connect_args=arguments,
+        connect_args=_arguments(role, pooler=pooler),
     )
     sa.event.listen(engine.sync_engine, "connect", _prepare)
     return engine

@@ -70,6 +70,14 @@ _STATUS: Final[dict[int, tuple[grpc.StatusCode, str]]] = {
         grpc.StatusCode.ABORTED,
         "the session's last seq is {last_seq}",
     ),
+    Reason.REASON_RESERVATION_SETTLED: (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "the reservation was settled before",
+    ),
+    Reason.REASON_READER_TOO_SLOW: (
+        grpc.StatusCode.ABORTED,
+        "the reader did not keep up; ask again from where it stopped",
+    ),
     Reason.REASON_SESSION_ENDED: (grpc.StatusCode.FAILED_PRECONDITION, "the session has ended"),
     Reason.REASON_SESSION_LIMIT: (
         grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -118,10 +118,11 @@ def _compile_field(field: FieldDescriptor) -> Check:
 
 
 def _compile_items(field: FieldDescriptor, limits: FieldLimits, rules: list[_Rule]) -> Check:
-    if field.message_type is not None or not limits.max_items:
-        message = f"{field.full_name}: repeated fields need max_items, and hold no messages"
+    foreign = field.message_type is not None and not _is_ours(field.message_type)
+    if foreign or not limits.max_items:
+        message = f"{field.full_name}: repeated fields need max_items, and messages of our own"
         raise ContractError(message)
-    name = field.name
+    name, nested = field.name, _compile_nested(field)
 
     def check(message: Message) -> Iterator[Violation]:
         items = getattr(message, name)
@@ -134,6 +135,8 @@ def _compile_items(field: FieldDescriptor, limits: FieldLimits, rules: list[_Rul
             for rule in rules:
                 if what := rule(item):
                     yield f"{name}[{place}]", what
+            for inner, what in nested(item):
+                yield f"{name}[{place}].{inner}", what
 
     return check
 
@@ -166,7 +169,7 @@ def _rules(field: FieldDescriptor, limits: FieldLimits) -> Iterator[_Rule]:
     if field.type == FieldDescriptor.TYPE_STRING:
         yield from _string_rules(field, limits)
     elif field.enum_type is not None:
-        yield _enum_rule(field.enum_type)
+        yield _enum_rule(field.enum_type, is_item=field.is_repeated)
     elif field.message_type is not None:
         yield from _message_rules(field, field.message_type, limits)
     else:
@@ -207,8 +210,10 @@ def _email_rule(value: str) -> str | None:
     return None
 
 
-def _enum_rule(enum: EnumDescriptor) -> _Rule:
-    return lambda value: None if value in enum.values_by_number else "must be a defined value"
+def _enum_rule(enum: EnumDescriptor, *, is_item: bool) -> _Rule:
+    """Refuse what is not defined; and 0, which says nothing, as an item of a list."""
+    defined = {number for number in enum.values_by_number if number or not is_item}
+    return lambda value: None if value in defined else "must be a defined value"
 
 
 def _number_rules(field: FieldDescriptor, limits: FieldLimits) -> Iterator[_Rule]:

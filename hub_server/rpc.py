@@ -5,16 +5,21 @@ and uses no interceptors, since those run before the server's own limit on calls
 
 A call's work runs in a task of the server. grpc.aio cancels a handler when its client goes away,
 and a database transaction must not be cut off half-way; so the handler only waits for the task.
+
+A stream does its work in such tasks too, one after the other: each begins with authentication, so
+that access which is lost ends the stream before anything else is sent.
 """
 
 import asyncio
+import math
 import re
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 import grpc
 import structlog
@@ -37,7 +42,7 @@ _HUB: Final = Path(__file__).parent
 
 T = TypeVar("T")
 
-Work = Callable[[Any, Caller | None], Awaitable[Message]]
+Work = Callable[[Any, Caller | None], Awaitable[Any]]
 Context = grpc.aio.ServicerContext[bytes, bytes]
 log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.rpc")
 
@@ -54,6 +59,19 @@ class NoteRefusal(Protocol):
 
     async def __call__(self, caller: Caller, method: str) -> None:
         """Write it down, or fail without a trace: the refusal stands."""
+
+
+class Feed(Protocol):
+    """What the work of a streaming method returns: something to be read from again and again."""
+
+    async def read(self, caller: Caller) -> Sequence[Message]:
+        """Return what to send next, perhaps nothing. Raises HubError, which ends the stream."""
+
+    async def wait(self) -> None:
+        """Return when to read again. It may be cancelled."""
+
+    def close(self) -> None:
+        """Let go of what it holds: the stream has ended."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +99,10 @@ class _Call:
     deadline: float
     started: float
 
+    def facts(self) -> dict[str, object]:
+        """Return what a log line of it begins with."""
+        return {"method": self.method.path, "request_id": self.request_id}
+
 
 class Rpc:
     """Builds the handlers and owns the tasks in which calls do their work."""
@@ -91,14 +113,23 @@ class Rpc:
         note_refusal: NoteRefusal,
         *,
         most_calls: int,
+        most_streams: int,
         default_deadline: float,
+        stall: float,
     ) -> None:
-        """``default_deadline`` is in seconds, for calls that bring none."""
+        """``default_deadline`` is in seconds, for calls that bring none.
+
+        ``stall`` is, too: so long may the reader of a stream read nothing.
+        """
         self._authenticate = authenticate
         self._note_refusal = note_refusal
         self._most_calls = most_calls
         self._default_deadline = default_deadline
+        self._most_streams = most_streams
+        self._stall = stall
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._streams = 0
+        self._pauses: set[asyncio.Task[None]] = set()  # of streams that wait for news
         self._is_draining = False
         self._refused = 0  # while draining
 
@@ -108,12 +139,14 @@ class Rpc:
         Raises ContractError when a method declares too little, and AttributeError when the
         servicer lacks one.
         """
-        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            method.name: grpc.unary_unary_rpc_method_handler(
-                self._unary(_compile(method, getattr(servicer, method.name)))
+        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
+        for method in service.methods:
+            compiled = _compile(method, getattr(servicer, method.name))
+            handlers[method.name] = (
+                grpc.unary_stream_rpc_method_handler(self._stream(compiled))
+                if method.server_streaming
+                else grpc.unary_unary_rpc_method_handler(self._unary(compiled))
             )
-            for method in service.methods
-        }
         return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
     async def drain(self, seconds: float) -> None:
@@ -123,6 +156,8 @@ class Rpc:
         before the server stops: gRPC answers CANCELLED to the calls it has queued by then.
         """
         self._is_draining = True
+        for pause in self._pauses:
+            pause.cancel()
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=seconds)
             await self._quiet(seconds)
@@ -145,13 +180,79 @@ class Rpc:
             try:
                 answer = await self._owned(self._observed(call, request), call.deadline)
             except HubError as error:
-                status = rpc_status.to_status(to_status(error, call.request_id))
-                trailers = (*bears_id, *status.trailing_metadata)
-                await context.abort(status.code, status.details, trailers)
+                await _abort(context, call, error)
             context.set_trailing_metadata(bears_id)
             return answer
 
         return unary
+
+    def _stream(self, method: _Method) -> Callable[[bytes, Context], Coroutine[Any, Any, None]]:
+        async def stream(request: bytes, context: Context) -> None:
+            call = self._arrived(method, context)
+            facts = call.facts()
+            try:
+                with self._logged(call, facts):
+                    await self._streamed(call, request, context, facts)
+            except HubError as error:
+                await _abort(context, call, error)
+
+        return stream
+
+    async def _streamed(
+        self, call: _Call, raw: bytes, context: Context, facts: dict[str, object]
+    ) -> None:
+        """Serve a stream until it fails: the hub's streams have no end of their own."""
+        end = math.inf if context.time_remaining() is None else call.deadline
+        if self._streams >= self._most_streams:
+            raise HubError(Reason.REASON_OVERLOADED)
+        self._streams += 1
+        try:
+            feed: Feed = await self._owned(self._worked(call, raw, facts), call.deadline)
+            try:
+                await self._fed(call, feed, context, end)
+            finally:
+                feed.close()
+        finally:
+            self._streams -= 1
+
+    async def _fed(self, call: _Call, feed: Feed, context: Context, end: float) -> None:
+        """Send what the feed has, for ever; each part of the work has a deadline of its own."""
+        while True:
+            call = replace(call, deadline=min(end, time.monotonic() + self._default_deadline))
+            for message in await self._owned(self._read(call, feed), call.deadline):
+                await self._send(context, message, end)
+            await self._pause(feed, end)
+
+    async def _read(self, call: _Call, feed: Feed) -> Sequence[bytes]:
+        caller = await self._admitted(call, {})
+        assert caller is not None  # noqa: S101 - no stream is public
+        return [message.SerializeToString() for message in await feed.read(caller)]
+
+    async def _send(self, context: Context, message: bytes, end: float) -> None:
+        """Send a message; flow control holds it up while the reader does not read."""
+        try:
+            await asyncio.wait_for(context.write(message), min(self._stall, _left(end)))
+        except TimeoutError:
+            late = _left(end) <= 0
+            reason = Reason.REASON_DEADLINE_EXCEEDED if late else Reason.REASON_READER_TOO_SLOW
+            raise HubError(reason) from None
+
+    async def _pause(self, feed: Feed, end: float) -> None:
+        """Wait until the feed has news, the deadline passes or the server stops."""
+        if self._is_draining:
+            raise HubError(Reason.REASON_UNAVAILABLE)
+        pause = asyncio.create_task(feed.wait())
+        self._pauses.add(pause)
+        try:
+            await asyncio.wait({pause}, timeout=None if end == math.inf else _left(end))
+        finally:
+            self._pauses.discard(pause)
+            was_stopped = pause.cancelled()
+            pause.cancel()
+        if was_stopped:
+            raise HubError(Reason.REASON_UNAVAILABLE)
+        if _left(end) <= 0:
+            raise HubError(Reason.REASON_DEADLINE_EXCEEDED)
 
     def _arrived(self, method: _Method, context: Context) -> _Call:
         metadata = dict(context.invocation_metadata() or ())
@@ -193,9 +294,16 @@ class Rpc:
 
     async def _observed(self, call: _Call, raw: bytes) -> bytes:
         """Serve a call and log one line of it, with nothing that is sensitive."""
-        facts: dict[str, object] = {"method": call.method.path, "request_id": call.request_id}
+        facts = call.facts()
+        with self._logged(call, facts):
+            answer: Message = await self._worked(call, raw, facts)
+            return answer.SerializeToString()
+
+    @contextmanager
+    def _logged(self, call: _Call, facts: dict[str, object]) -> Iterator[None]:
+        """Log what comes of a call, and let no other failure out than HubError."""
         try:
-            answer = await self._served(call, raw, facts)
+            yield
         except HubError as error:
             self._log(call, facts | {"code": error.code.name}, error)
             raise
@@ -208,21 +316,26 @@ class Rpc:
             self._log(call, facts | {"code": hidden.code.name}, hidden)
             raise hidden from error
         self._log(call, facts | {"code": "OK"}, None)
-        return answer
 
-    async def _served(self, call: _Call, raw: bytes, facts: dict[str, object]) -> bytes:
+    async def _worked(self, call: _Call, raw: bytes, facts: dict[str, object]) -> Any:
+        """Return what the method's work returns for the request."""
         method = call.method
-        caller = await self._caller(call)
-        if caller is not None:
-            facts |= {"tenant_id": caller.tenant_id, "credential_id": caller.credential_id}
-        if caller is not None and (refusal := _refusal(method, caller)):
-            await self._note_refusal(caller, method.name)
-            raise refusal
+        caller = await self._admitted(call, facts)
         request = _decoded(method, raw)
         if violations := list(method.check(request)):
             raise HubError(Reason.REASON_INVALID_FIELD, violations=violations)
         facts |= {name: value for name in method.loggable if (value := getattr(request, name))}
-        return (await method.work(request, caller)).SerializeToString()
+        return await method.work(request, caller)
+
+    async def _admitted(self, call: _Call, facts: dict[str, object]) -> Caller | None:
+        """Return who calls, if he may; None for a public method called without a credential."""
+        caller = await self._caller(call)
+        if caller is not None:
+            facts |= {"tenant_id": caller.tenant_id, "credential_id": caller.credential_id}
+        if caller is not None and (refusal := _refusal(call.method, caller)):
+            await self._note_refusal(caller, call.method.name)
+            raise refusal
+        return caller
 
     async def _caller(self, call: _Call) -> Caller | None:
         """Return who calls; None for a public method called without a credential."""
@@ -256,6 +369,17 @@ def _compile(method: MethodDescriptor, work: Work) -> _Method:
         loggable=loggable_fields(method.input_type),
         work=work,
     )
+
+
+async def _abort(context: Context, call: _Call, error: HubError) -> NoReturn:
+    status = rpc_status.to_status(to_status(error, call.request_id))
+    trailers = ((REQUEST_ID_METADATA, call.request_id), *status.trailing_metadata)
+    await context.abort(status.code, status.details, trailers)
+
+
+def _left(end: float) -> float:
+    """Return how many seconds are left, 0 when none are."""
+    return max(end - time.monotonic(), 0)
 
 
 def _refusal(method: _Method, caller: Caller) -> HubError | None:

@@ -15,8 +15,11 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from hub_client.v1 import chat_pb2, identity_pb2, knowledge_pb2, memory_pb2
 from hub_server import preflight
+from hub_server.chat.appends import Appends
 from hub_server.chat.service import ChatService
 from hub_server.chat.servicer import ChatServicer
+from hub_server.chat.tokens import Tokens
+from hub_server.chat.watching import Watches
 from hub_server.database import Database
 from hub_server.embedding import Embedder, load_embedder
 from hub_server.identity.authentication import Authenticator
@@ -37,6 +40,8 @@ from hub_server.retrieval.views import Views
 from hub_server.rpc import Rpc
 from hub_server.search import Search
 from hub_server.settings import Settings
+from hub_server.tokenizer import Tokenizer
+from hub_server.wakeups import Wakeups
 
 SERVICES: Final = {
     "chat": chat_pb2.DESCRIPTOR.services_by_name["ChatService"],
@@ -111,14 +116,26 @@ async def _compose(
         Tenants(database),
         pages,
     )
-    chat = ChatService(database)
-    stack.push_async_callback(chat.close)
     return {
         "identity": identity,
-        "chat": ChatServicer(chat, pages),
+        "chat": await _compose_chat(settings, database, pages, stack),
         "memory": MemoryServicer(MemoryService(database, search), pages),
         "knowledge": KnowledgeServicer(KnowledgeService(database, search, ingestion.wake), pages),
     }, ingestion
+
+
+async def _compose_chat(
+    settings: Settings, database: Database, pages: PageTokens, stack: AsyncExitStack
+) -> ChatServicer:
+    tokenizer = await asyncio.to_thread(Tokenizer)
+    stack.callback(tokenizer.close)
+    wakeups = Wakeups(database)
+    if settings.pooler == "none":  # through a pooler nobody can listen, so watchers look again
+        stack.push_async_callback(_cancel, asyncio.create_task(wakeups.run()))
+    chat, tokens = ChatService(database), Tokens(database)
+    appends = Appends(database, tokens, tokenizer)
+    stack.push_async_callback(appends.close)
+    return ChatServicer(chat, appends, tokens, Watches(chat, wakeups, settings.heartbeat), pages)
 
 
 async def _listen(
@@ -132,7 +149,9 @@ async def _listen(
         authenticator,
         authenticator.note_refusal,
         most_calls=settings.max_calls,
+        most_streams=settings.max_streams,
         default_deadline=settings.default_deadline,
+        stall=settings.stall,
     )
     # Without so_reuseport=0 a second hub on this port would silently take half of the calls.
     server = grpc.aio.server(

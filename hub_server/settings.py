@@ -72,6 +72,15 @@ class Settings(BaseSettings):
         default=30.0, gt=0, le=64, description="Seconds a call may take when it brings no deadline."
     )
     max_calls: int = Field(default=512, ge=1, description="Calls in progress; more are OVERLOADED.")
+    max_streams: int = Field(
+        default=4096, ge=1, description="Streams open at a time; more are OVERLOADED."
+    )
+    heartbeat: float = Field(
+        default=15.0, gt=0, le=3600, description="Seconds after which a quiet stream says so."
+    )
+    stall: float = Field(
+        default=30.0, gt=0, description="Seconds a reader of a stream may read nothing."
+    )
     token_ttl: int = Field(default=900, ge=1, description="Seconds a user token is valid.")
     refresh_ttl: int = Field(
         default=30 * 86400, ge=1, description="Seconds a login can be refreshed for."

@@ -38,7 +38,7 @@ BANNER = "# GENERATED from protos/hub/v1 by scripts/gen_protos.py (`make protos`
 CLIENTS_DOC = '''"""A typed client per service, sync and async.
 
 A list call returns an iterator that fetches pages as it goes: `page_size` is how much it fetches at
-a time, `page_token` where it starts.
+a time, `page_token` where it starts. A stream ends when the hub or the time limit ends it.
 """
 '''
 
@@ -53,6 +53,7 @@ class Method:
     response: str
     items_field: str | None = None
     item: str = ""
+    is_stream: bool = False
 
     @property
     def name(self) -> str:
@@ -109,13 +110,13 @@ class Contract:
         return Service(service.name, comment(file, path), methods)
 
     def _method(self, service: str, method: MethodDescriptorProto, doc: str) -> Method:
-        if method.client_streaming or method.server_streaming:
-            # The place for `WatchSession`: a third kind beside `call` and `pages` in `body`,
-            # and a `stream` in hub_client/_transport.py.
-            fail(f"{service}.{method.name}: streaming methods have no client template yet")
+        if method.client_streaming:
+            fail(f"{service}.{method.name}: streams to the hub have no client template yet")
         request = self._local(service, method.input_type)
         response = self._local(service, method.output_type)
         items = items_of(self.messages[request], self.messages[response])
+        if method.server_streaming:
+            return Method(method.name, doc, request, response, item=response, is_stream=True)
         if items is None:
             return Method(method.name, doc, request, response)
         item = self._local(service, items.type_name)
@@ -165,9 +166,9 @@ def docstring(text: str, indent: str) -> str:
 
 def method_source(service: str, method: Method, *, is_async: bool) -> str:
     """Returns one client method. The formatter breaks the lines later."""
-    waits = is_async and method.items_field is None
+    waits = is_async and not method.item
     result = method.response
-    if method.items_field is not None:
+    if method.item:
         result = f"{'Async' if is_async else ''}Iterator[{method.item}]"
     parameters = f"self, request: {method.request}, *, timeout: float | None = None"
     return "\n".join(
@@ -182,6 +183,8 @@ def method_source(service: str, method: Method, *, is_async: bool) -> str:
 def body(service: str, method: Method) -> str:
     """Returns the call of the transport that carries the method out."""
     arguments = [f'"/{PACKAGE}.{service}/{method.rpc}"', "request", method.response]
+    if method.is_stream:
+        return f"self._transport.stream({', '.join(arguments)}, timeout)"
     if method.items_field is None:
         return f"self._transport.call({', '.join(arguments)}, timeout)"
     return f'self._transport.pages({", ".join(arguments)}, "{method.items_field}", timeout)'

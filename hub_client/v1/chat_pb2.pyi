@@ -127,6 +127,9 @@ class Session(_message.Message):
     IS_ARCHIVED_FIELD_NUMBER: _builtins.int
     DELETED_AT_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    PARENT_SESSION_ID_FIELD_NUMBER: _builtins.int
+    PARENT_SEQ_FIELD_NUMBER: _builtins.int
+    REDACTION_COUNT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session's id: a UUIDv7 made by the hub."""
     user_id: _builtins.str
@@ -146,6 +149,14 @@ class Session(_message.Message):
     etag: _builtins.str
     """The version of title, model, metadata and state; messages do not change it.
     A value that is not the current one is ETAG_MISMATCH in a change.
+    """
+    parent_session_id: _builtins.str
+    """The session whose history it shares. Empty = it is not a fork."""
+    parent_seq: _builtins.int
+    """The `seq` of the last message it shares."""
+    redaction_count: _builtins.int
+    """How often a message of this session was redacted. Who keeps copies of
+    messages reads them anew when it rises.
     """
     @_builtins.property
     def ended_at(self) -> _timestamp_pb2.Timestamp:
@@ -189,10 +200,13 @@ class Session(_message.Message):
         is_archived: _builtins.bool = ...,
         deleted_at: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        parent_session_id: _builtins.str = ...,
+        parent_seq: _builtins.int = ...,
+        redaction_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deleted_at", b"deleted_at", "ended_at", b"ended_at", "last_message_at", b"last_message_at", "metadata", b"metadata", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deleted_at", b"deleted_at", "ended_at", b"ended_at", "etag", b"etag", "is_active", b"is_active", "is_archived", b"is_archived", "last_message_at", b"last_message_at", "last_seq", b"last_seq", "metadata", b"metadata", "model_name", b"model_name", "session_id", b"session_id", "session_title", b"session_title", "total_tokens_used", b"total_tokens_used", "updated_at", b"updated_at", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deleted_at", b"deleted_at", "ended_at", b"ended_at", "etag", b"etag", "is_active", b"is_active", "is_archived", b"is_archived", "last_message_at", b"last_message_at", "last_seq", b"last_seq", "metadata", b"metadata", "model_name", b"model_name", "parent_seq", b"parent_seq", "parent_session_id", b"parent_session_id", "redaction_count", b"redaction_count", "session_id", b"session_id", "session_title", b"session_title", "total_tokens_used", b"total_tokens_used", "updated_at", b"updated_at", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -215,6 +229,7 @@ class Message(_message.Message):
     MODEL_RESPONSE_TIME_MS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    REDACTED_AT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session it belongs to."""
     seq: _builtins.int
@@ -230,7 +245,7 @@ class Message(_message.Message):
     `enable_chat_history` false.
     """
     token_count: _builtins.int
-    """Its size in tokens as the caller counted them. 0 = not counted."""
+    """Its size in tokens, as the caller counted them, or else the hub."""
     model_name: _builtins.str
     """The language model that wrote it."""
     model_response_time_ms: _builtins.int
@@ -244,6 +259,10 @@ class Message(_message.Message):
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When the message was appended. Order by `seq`, not by this."""
+
+    @_builtins.property
+    def redacted_at(self) -> _timestamp_pb2.Timestamp:
+        """When content and metadata were removed. Absent = they were not."""
 
     def __init__(
         self,
@@ -259,16 +278,73 @@ class Message(_message.Message):
         model_response_time_ms: _builtins.int | None = ...,
         metadata: _struct_pb2.Struct | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        redacted_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_model_response_time_ms", b"_model_response_time_ms", "created_at", b"created_at", "metadata", b"metadata", "model_response_time_ms", b"model_response_time_ms"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_model_response_time_ms", b"_model_response_time_ms", "created_at", b"created_at", "metadata", b"metadata", "model_response_time_ms", b"model_response_time_ms", "redacted_at", b"redacted_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_response_time_ms", b"_model_response_time_ms", "content", b"content", "created_at", b"created_at", "message_id", b"message_id", "message_type", b"message_type", "metadata", b"metadata", "model_name", b"model_name", "model_response_time_ms", b"model_response_time_ms", "role", b"role", "seq", b"seq", "session_id", b"session_id", "token_count", b"token_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_response_time_ms", b"_model_response_time_ms", "content", b"content", "created_at", b"created_at", "message_id", b"message_id", "message_type", b"message_type", "metadata", b"metadata", "model_name", b"model_name", "model_response_time_ms", b"model_response_time_ms", "redacted_at", b"redacted_at", "role", b"role", "seq", b"seq", "session_id", b"session_id", "token_count", b"token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__model_response_time_ms: _TypeAlias = _typing.Literal["model_response_time_ms"]  # noqa: Y015
     _WhichOneofArgType__model_response_time_ms: _TypeAlias = _typing.Literal["_model_response_time_ms", b"_model_response_time_ms"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__model_response_time_ms) -> _WhichOneofReturnType__model_response_time_ms | None: ...
 
 Global___Message: _TypeAlias = Message  # noqa: Y015
+
+@_typing.final
+class Reservation(_message.Message):
+    """Tokens of a user's budget that are set aside."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    HELD_TOKENS_FIELD_NUMBER: _builtins.int
+    USED_TOKENS_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    SETTLED_AT_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    reservation_id: _builtins.str
+    """The reservation's id: a UUIDv7 made by the hub."""
+    user_id: _builtins.str
+    """The user whose budget it is."""
+    tokens: _builtins.int
+    """How many tokens were set aside."""
+    held_tokens: _builtins.int
+    """How many of them are set aside still. 0 once settled or expired."""
+    used_tokens: _builtins.int
+    """How many tokens were used under it: by messages, and as settled."""
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When what is left is free again."""
+
+    @_builtins.property
+    def settled_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was settled. Absent = it was not."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was made."""
+
+    def __init__(
+        self,
+        *,
+        reservation_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        tokens: _builtins.int = ...,
+        held_tokens: _builtins.int = ...,
+        used_tokens: _builtins.int = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        settled_at: _timestamp_pb2.Timestamp | None = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "settled_at", b"settled_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "held_tokens", b"held_tokens", "reservation_id", b"reservation_id", "settled_at", b"settled_at", "tokens", b"tokens", "used_tokens", b"used_tokens", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reservation: _TypeAlias = Reservation  # noqa: Y015
 
 @_typing.final
 class CreateSessionRequest(_message.Message):
@@ -395,6 +471,8 @@ class ListSessionsRequest(_message.Message):
     IS_ARCHIVED_FIELD_NUMBER: _builtins.int
     MODEL_NAME_FIELD_NUMBER: _builtins.int
     SHOW_DELETED_FIELD_NUMBER: _builtins.int
+    ACTIVE_SINCE_FIELD_NUMBER: _builtins.int
+    ACTIVE_BEFORE_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user. A user token may leave it out, and may only name its own."""
     page_size: _builtins.int
@@ -409,6 +487,14 @@ class ListSessionsRequest(_message.Message):
     """Only sessions with this model. At most 200 characters."""
     show_deleted: _builtins.bool
     """Deleted sessions too."""
+    @_builtins.property
+    def active_since(self) -> _timestamp_pb2.Timestamp:
+        """Only sessions with activity at this time or later. Absent = any."""
+
+    @_builtins.property
+    def active_before(self) -> _timestamp_pb2.Timestamp:
+        """Only sessions without activity at this time or later. Absent = any."""
+
     def __init__(
         self,
         *,
@@ -419,10 +505,12 @@ class ListSessionsRequest(_message.Message):
         is_archived: _builtins.bool | None = ...,
         model_name: _builtins.str = ...,
         show_deleted: _builtins.bool = ...,
+        active_since: _timestamp_pb2.Timestamp | None = ...,
+        active_before: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_is_active", b"_is_active", "_is_archived", b"_is_archived", "is_active", b"is_active", "is_archived", b"is_archived"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_is_active", b"_is_active", "_is_archived", b"_is_archived", "active_before", b"active_before", "active_since", b"active_since", "is_active", b"is_active", "is_archived", b"is_archived"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_is_active", b"_is_active", "_is_archived", b"_is_archived", "is_active", b"is_active", "is_archived", b"is_archived", "model_name", b"model_name", "page_size", b"page_size", "page_token", b"page_token", "show_deleted", b"show_deleted", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_is_active", b"_is_active", "_is_archived", b"_is_archived", "active_before", b"active_before", "active_since", b"active_since", "is_active", b"is_active", "is_archived", b"is_archived", "model_name", b"model_name", "page_size", b"page_size", "page_token", b"page_token", "show_deleted", b"show_deleted", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__is_active: _TypeAlias = _typing.Literal["is_active"]  # noqa: Y015
     _WhichOneofArgType__is_active: _TypeAlias = _typing.Literal["_is_active", b"_is_active"]  # noqa: Y015
@@ -447,7 +535,7 @@ class ListSessionsResponse(_message.Message):
     """Asks for the next page. Empty = this is the last one."""
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Session]:
-        """The sessions, newest first."""
+        """The sessions, the one with the latest activity first."""
 
     def __init__(
         self,
@@ -479,6 +567,7 @@ class AppendMessageRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     EXPECTED_SEQ_FIELD_NUMBER: _builtins.int
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session. Required."""
     role: Global___Role.ValueType
@@ -488,7 +577,9 @@ class AppendMessageRequest(_message.Message):
     message_type: Global___MessageType.ValueType
     """What kind of message it is. Unspecified = text."""
     token_count: _builtins.int
-    """Its size in tokens. Absent = not counted."""
+    """Its size in tokens. Absent = the hub counts them, with the vocabulary of
+    Llama 2 (32,000 tokens): another model's count is near, and not the same.
+    """
     model_name: _builtins.str
     """The language model that wrote it, at most 200 characters."""
     model_response_time_ms: _builtins.int
@@ -500,6 +591,10 @@ class AppendMessageRequest(_message.Message):
     expected_seq: _builtins.int
     """The `seq` of the last message the caller knows of, 0 = none. When the session
     has another, nothing is appended. Absent = append whatever the session has.
+    """
+    reservation_id: _builtins.str
+    """The reservation its tokens are taken from; what that lacks, or one that has
+    expired, is taken from what the budget has free. Empty = all from there.
     """
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
@@ -518,10 +613,11 @@ class AppendMessageRequest(_message.Message):
         metadata: _struct_pb2.Struct | None = ...,
         request_id: _builtins.str = ...,
         expected_seq: _builtins.int | None = ...,
+        reservation_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_seq", b"_expected_seq", "_model_response_time_ms", b"_model_response_time_ms", "_token_count", b"_token_count", "expected_seq", b"expected_seq", "metadata", b"metadata", "model_response_time_ms", b"model_response_time_ms", "token_count", b"token_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_seq", b"_expected_seq", "_model_response_time_ms", b"_model_response_time_ms", "_token_count", b"_token_count", "content", b"content", "expected_seq", b"expected_seq", "message_type", b"message_type", "metadata", b"metadata", "model_name", b"model_name", "model_response_time_ms", b"model_response_time_ms", "request_id", b"request_id", "role", b"role", "session_id", b"session_id", "token_count", b"token_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_seq", b"_expected_seq", "_model_response_time_ms", b"_model_response_time_ms", "_token_count", b"_token_count", "content", b"content", "expected_seq", b"expected_seq", "message_type", b"message_type", "metadata", b"metadata", "model_name", b"model_name", "model_response_time_ms", b"model_response_time_ms", "request_id", b"request_id", "reservation_id", b"reservation_id", "role", b"role", "session_id", b"session_id", "token_count", b"token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_seq: _TypeAlias = _typing.Literal["expected_seq"]  # noqa: Y015
     _WhichOneofArgType__expected_seq: _TypeAlias = _typing.Literal["_expected_seq", b"_expected_seq"]  # noqa: Y015
@@ -563,6 +659,167 @@ class AppendMessageResponse(_message.Message):
 Global___AppendMessageResponse: _TypeAlias = AppendMessageResponse  # noqa: Y015
 
 @_typing.final
+class BatchMessage(_message.Message):
+    """One message of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    MESSAGE_TYPE_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    MODEL_RESPONSE_TIME_MS_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    role: Global___Role.ValueType
+    """Who speaks. Required."""
+    content: _builtins.str
+    """What was said, at most 1 MiB. May be empty."""
+    message_type: Global___MessageType.ValueType
+    """What kind of message it is. Unspecified = text."""
+    token_count: _builtins.int
+    """Its size in tokens. Absent = the hub counts them, as in AppendMessage."""
+    model_name: _builtins.str
+    """The language model that wrote it, at most 200 characters."""
+    model_response_time_ms: _builtins.int
+    """How long that model took, in milliseconds. Absent = not told."""
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
+        """What to keep beside the message, at most 64 KiB."""
+
+    def __init__(
+        self,
+        *,
+        role: Global___Role.ValueType = ...,
+        content: _builtins.str = ...,
+        message_type: Global___MessageType.ValueType = ...,
+        token_count: _builtins.int | None = ...,
+        model_name: _builtins.str = ...,
+        model_response_time_ms: _builtins.int | None = ...,
+        metadata: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_model_response_time_ms", b"_model_response_time_ms", "_token_count", b"_token_count", "metadata", b"metadata", "model_response_time_ms", b"model_response_time_ms", "token_count", b"token_count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_response_time_ms", b"_model_response_time_ms", "_token_count", b"_token_count", "content", b"content", "message_type", b"message_type", "metadata", b"metadata", "model_name", b"model_name", "model_response_time_ms", b"model_response_time_ms", "role", b"role", "token_count", b"token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__model_response_time_ms: _TypeAlias = _typing.Literal["model_response_time_ms"]  # noqa: Y015
+    _WhichOneofArgType__model_response_time_ms: _TypeAlias = _typing.Literal["_model_response_time_ms", b"_model_response_time_ms"]  # noqa: Y015
+    _WhichOneofReturnType__token_count: _TypeAlias = _typing.Literal["token_count"]  # noqa: Y015
+    _WhichOneofArgType__token_count: _TypeAlias = _typing.Literal["_token_count", b"_token_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model_response_time_ms) -> _WhichOneofReturnType__model_response_time_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__token_count) -> _WhichOneofReturnType__token_count | None: ...
+
+Global___BatchMessage: _TypeAlias = BatchMessage  # noqa: Y015
+
+@_typing.final
+class BatchAppendMessagesRequest(_message.Message):
+    """Request of BatchAppendMessages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXPECTED_SEQ_FIELD_NUMBER: _builtins.int
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session. Required."""
+    request_id: _builtins.str
+    """A retry with the same id within 24 hours returns the first answer and
+    changes nothing. At most 128 characters; empty = not retried safely.
+    """
+    expected_seq: _builtins.int
+    """The `seq` of the last message the caller knows of, 0 = none. When the session
+    has another, nothing is appended. Absent = append whatever the session has.
+    """
+    reservation_id: _builtins.str
+    """The reservation the tokens are taken from, as in AppendMessage."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchMessage]:
+        """The messages in order, 1 to 500; the whole request is at most 8 MiB."""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        messages: _abc.Iterable[Global___BatchMessage] | None = ...,
+        request_id: _builtins.str = ...,
+        expected_seq: _builtins.int | None = ...,
+        reservation_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_seq", b"_expected_seq", "expected_seq", b"expected_seq"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_seq", b"_expected_seq", "expected_seq", b"expected_seq", "messages", b"messages", "request_id", b"request_id", "reservation_id", b"reservation_id", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_seq: _TypeAlias = _typing.Literal["expected_seq"]  # noqa: Y015
+    _WhichOneofArgType__expected_seq: _TypeAlias = _typing.Literal["_expected_seq", b"_expected_seq"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_seq) -> _WhichOneofReturnType__expected_seq | None: ...
+
+Global___BatchAppendMessagesRequest: _TypeAlias = BatchAppendMessagesRequest  # noqa: Y015
+
+@_typing.final
+class AppendedMessage(_message.Message):
+    """What the hub added to a message of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQ_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    seq: _builtins.int
+    """Its place in the session."""
+    message_id: _builtins.str
+    """The message's id: a UUIDv7 made by the hub."""
+    token_count: _builtins.int
+    """Its size in tokens."""
+    def __init__(
+        self,
+        *,
+        seq: _builtins.int = ...,
+        message_id: _builtins.str = ...,
+        token_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id", "seq", b"seq", "token_count", b"token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AppendedMessage: _TypeAlias = AppendedMessage  # noqa: Y015
+
+@_typing.final
+class BatchAppendMessagesResponse(_message.Message):
+    """Response of BatchAppendMessages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___AppendedMessage]:
+        """One for each message of the request, in its order; the caller has the rest."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When they were appended."""
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___AppendedMessage] | None = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchAppendMessagesResponse: _TypeAlias = BatchAppendMessagesResponse  # noqa: Y015
+
+@_typing.final
 class ListMessagesRequest(_message.Message):
     """Request of ListMessages."""
 
@@ -572,6 +829,11 @@ class ListMessagesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     ORDER_FIELD_NUMBER: _builtins.int
+    FROM_SEQ_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    MESSAGE_TYPES_FIELD_NUMBER: _builtins.int
+    CREATED_SINCE_FIELD_NUMBER: _builtins.int
+    CREATED_BEFORE_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session. Required."""
     page_size: _builtins.int
@@ -579,7 +841,27 @@ class ListMessagesRequest(_message.Message):
     page_token: _builtins.str
     """`next_page_token` of the page before. Empty = the first page."""
     order: Global___MessageOrder.ValueType
-    """In which order. Unspecified = oldest first."""
+    """In which order. Unspecified = oldest first. The tail, the last n messages, is
+    the first page of n, newest first.
+    """
+    from_seq: _builtins.int
+    """Begin with this `seq`, and go on in the order asked. 0 = begin at the end."""
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[Global___Role.ValueType]:
+        """Only messages of these roles. Empty = of all."""
+
+    @_builtins.property
+    def message_types(self) -> _containers.RepeatedScalarFieldContainer[Global___MessageType.ValueType]:
+        """Only messages of these types. Empty = of all."""
+
+    @_builtins.property
+    def created_since(self) -> _timestamp_pb2.Timestamp:
+        """Only messages appended at this time or later. Absent = any."""
+
+    @_builtins.property
+    def created_before(self) -> _timestamp_pb2.Timestamp:
+        """Only messages appended before this time. Absent = any."""
+
     def __init__(
         self,
         *,
@@ -587,10 +869,15 @@ class ListMessagesRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         order: Global___MessageOrder.ValueType = ...,
+        from_seq: _builtins.int = ...,
+        roles: _abc.Iterable[Global___Role.ValueType] | None = ...,
+        message_types: _abc.Iterable[Global___MessageType.ValueType] | None = ...,
+        created_since: _timestamp_pb2.Timestamp | None = ...,
+        created_before: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_before", b"created_before", "created_since", b"created_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "page_size", b"page_size", "page_token", b"page_token", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_before", b"created_before", "created_since", b"created_since", "from_seq", b"from_seq", "message_types", b"message_types", "order", b"order", "page_size", b"page_size", "page_token", b"page_token", "roles", b"roles", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1027,3 +1314,323 @@ class GetMessageResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetMessageResponse: _TypeAlias = GetMessageResponse  # noqa: Y015
+
+@_typing.final
+class ForkSessionRequest(_message.Message):
+    """Request of ForkSession."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    AT_SEQ_FIELD_NUMBER: _builtins.int
+    SESSION_TITLE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session to share the history of. Required."""
+    at_seq: _builtins.int
+    """The `seq` of the last message to share, at most the session's last. 0 = share
+    none. Absent = share all there are.
+    """
+    session_title: _builtins.str
+    """The title of the new session, at most 500 characters. Empty = the same; model
+    and metadata are the same, too.
+    """
+    request_id: _builtins.str
+    """A retry with the same id within 24 hours returns the first answer and
+    changes nothing. At most 128 characters; empty = not retried safely.
+    """
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        at_seq: _builtins.int | None = ...,
+        session_title: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_at_seq", b"_at_seq", "at_seq", b"at_seq"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at_seq", b"_at_seq", "at_seq", b"at_seq", "request_id", b"request_id", "session_id", b"session_id", "session_title", b"session_title"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__at_seq: _TypeAlias = _typing.Literal["at_seq"]  # noqa: Y015
+    _WhichOneofArgType__at_seq: _TypeAlias = _typing.Literal["_at_seq", b"_at_seq"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__at_seq) -> _WhichOneofReturnType__at_seq | None: ...
+
+Global___ForkSessionRequest: _TypeAlias = ForkSessionRequest  # noqa: Y015
+
+@_typing.final
+class ForkSessionResponse(_message.Message):
+    """Response of ForkSession."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def session(self) -> Global___Session:
+        """The new session."""
+
+    def __init__(
+        self,
+        *,
+        session: Global___Session | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkSessionResponse: _TypeAlias = ForkSessionResponse  # noqa: Y015
+
+@_typing.final
+class RedactMessageRequest(_message.Message):
+    """Request of RedactMessage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session. Required."""
+    seq: _builtins.int
+    """The place of the message in the session. Required."""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        seq: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seq", b"seq", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RedactMessageRequest: _TypeAlias = RedactMessageRequest  # noqa: Y015
+
+@_typing.final
+class RedactMessageResponse(_message.Message):
+    """Response of RedactMessage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def message(self) -> Global___Message:
+        """The message as it is now."""
+
+    def __init__(
+        self,
+        *,
+        message: Global___Message | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RedactMessageResponse: _TypeAlias = RedactMessageResponse  # noqa: Y015
+
+@_typing.final
+class WatchSessionRequest(_message.Message):
+    """Request of WatchSession."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    FROM_SEQ_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session. Required."""
+    from_seq: _builtins.int
+    """The first `seq` to send. Absent = only messages that are yet to come."""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        from_seq: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_from_seq", b"_from_seq", "from_seq", b"from_seq"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_from_seq", b"_from_seq", "from_seq", b"from_seq", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__from_seq: _TypeAlias = _typing.Literal["from_seq"]  # noqa: Y015
+    _WhichOneofArgType__from_seq: _TypeAlias = _typing.Literal["_from_seq", b"_from_seq"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__from_seq) -> _WhichOneofReturnType__from_seq | None: ...
+
+Global___WatchSessionRequest: _TypeAlias = WatchSessionRequest  # noqa: Y015
+
+@_typing.final
+class WatchSessionResponse(_message.Message):
+    """One event of a watched session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def message(self) -> Global___Message:
+        """A message; its `seq` is the one after that of the message before."""
+
+    @_builtins.property
+    def session(self) -> Global___Session:
+        """The state of the session: the first event, and whenever its etag or its
+        `redaction_count` changed. Changes in quick succession may come as one.
+        """
+
+    @_builtins.property
+    def heartbeat(self) -> Global___Heartbeat:
+        """Nothing happened for a while (HUB_HEARTBEAT, 15 seconds unless set)."""
+
+    def __init__(
+        self,
+        *,
+        message: Global___Message | None = ...,
+        session: Global___Session | None = ...,
+        heartbeat: Global___Heartbeat | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "heartbeat", b"heartbeat", "message", b"message", "session", b"session"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "heartbeat", b"heartbeat", "message", b"message", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["message", "session", "heartbeat"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___WatchSessionResponse: _TypeAlias = WatchSessionResponse  # noqa: Y015
+
+@_typing.final
+class Heartbeat(_message.Message):
+    """Tells that the stream lives."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEXT_SEQ_FIELD_NUMBER: _builtins.int
+    next_seq: _builtins.int
+    """The `seq` that a reader who is cut off now asks to go on from."""
+    def __init__(
+        self,
+        *,
+        next_seq: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_seq", b"next_seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
+
+@_typing.final
+class ReserveTokensRequest(_message.Message):
+    """Request of ReserveTokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TTL_SECONDS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user. A user token may leave it out, and may only name its own."""
+    tokens: _builtins.int
+    """How many tokens to set aside, 1 to 1,000,000,000. Required."""
+    ttl_seconds: _builtins.int
+    """For how long, in seconds, at most a day. 0 = ten minutes."""
+    request_id: _builtins.str
+    """A retry with the same id within 24 hours returns the first answer and
+    changes nothing. At most 128 characters; empty = not retried safely.
+    """
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        tokens: _builtins.int = ...,
+        ttl_seconds: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "tokens", b"tokens", "ttl_seconds", b"ttl_seconds", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReserveTokensRequest: _TypeAlias = ReserveTokensRequest  # noqa: Y015
+
+@_typing.final
+class ReserveTokensResponse(_message.Message):
+    """Response of ReserveTokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reservation(self) -> Global___Reservation:
+        """The reservation."""
+
+    def __init__(
+        self,
+        *,
+        reservation: Global___Reservation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reservation", b"reservation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservation", b"reservation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReserveTokensResponse: _TypeAlias = ReserveTokensResponse  # noqa: Y015
+
+@_typing.final
+class SettleTokensRequest(_message.Message):
+    """Request of SettleTokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    USED_TOKENS_FIELD_NUMBER: _builtins.int
+    reservation_id: _builtins.str
+    """The reservation. Required."""
+    used_tokens: _builtins.int
+    """How many tokens were used in all, at least those of the messages that named
+    the reservation. Absent = those alone: the rest is released.
+    """
+    def __init__(
+        self,
+        *,
+        reservation_id: _builtins.str = ...,
+        used_tokens: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_used_tokens", b"_used_tokens", "used_tokens", b"used_tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_used_tokens", b"_used_tokens", "reservation_id", b"reservation_id", "used_tokens", b"used_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__used_tokens: _TypeAlias = _typing.Literal["used_tokens"]  # noqa: Y015
+    _WhichOneofArgType__used_tokens: _TypeAlias = _typing.Literal["_used_tokens", b"_used_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__used_tokens) -> _WhichOneofReturnType__used_tokens | None: ...
+
+Global___SettleTokensRequest: _TypeAlias = SettleTokensRequest  # noqa: Y015
+
+@_typing.final
+class SettleTokensResponse(_message.Message):
+    """Response of SettleTokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reservation(self) -> Global___Reservation:
+        """The reservation as it was settled."""
+
+    def __init__(
+        self,
+        *,
+        reservation: Global___Reservation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reservation", b"reservation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservation", b"reservation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleTokensResponse: _TypeAlias = SettleTokensResponse  # noqa: Y015

@@ -59,6 +59,11 @@ class ChatServiceStub:
                 request_serializer=hub_dot_v1_dot_chat__pb2.AppendMessageRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_chat__pb2.AppendMessageResponse.FromString,
                 _registered_method=True)
+        self.BatchAppendMessages = channel.unary_unary(
+                '/hub.v1.ChatService/BatchAppendMessages',
+                request_serializer=hub_dot_v1_dot_chat__pb2.BatchAppendMessagesRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_chat__pb2.BatchAppendMessagesResponse.FromString,
+                _registered_method=True)
         self.ListMessages = channel.unary_unary(
                 '/hub.v1.ChatService/ListMessages',
                 request_serializer=hub_dot_v1_dot_chat__pb2.ListMessagesRequest.SerializeToString,
@@ -104,6 +109,31 @@ class ChatServiceStub:
                 request_serializer=hub_dot_v1_dot_chat__pb2.GetMessageRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_chat__pb2.GetMessageResponse.FromString,
                 _registered_method=True)
+        self.ForkSession = channel.unary_unary(
+                '/hub.v1.ChatService/ForkSession',
+                request_serializer=hub_dot_v1_dot_chat__pb2.ForkSessionRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_chat__pb2.ForkSessionResponse.FromString,
+                _registered_method=True)
+        self.RedactMessage = channel.unary_unary(
+                '/hub.v1.ChatService/RedactMessage',
+                request_serializer=hub_dot_v1_dot_chat__pb2.RedactMessageRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_chat__pb2.RedactMessageResponse.FromString,
+                _registered_method=True)
+        self.WatchSession = channel.unary_stream(
+                '/hub.v1.ChatService/WatchSession',
+                request_serializer=hub_dot_v1_dot_chat__pb2.WatchSessionRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_chat__pb2.WatchSessionResponse.FromString,
+                _registered_method=True)
+        self.ReserveTokens = channel.unary_unary(
+                '/hub.v1.ChatService/ReserveTokens',
+                request_serializer=hub_dot_v1_dot_chat__pb2.ReserveTokensRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_chat__pb2.ReserveTokensResponse.FromString,
+                _registered_method=True)
+        self.SettleTokens = channel.unary_unary(
+                '/hub.v1.ChatService/SettleTokens',
+                request_serializer=hub_dot_v1_dot_chat__pb2.SettleTokensRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_chat__pb2.SettleTokensResponse.FromString,
+                _registered_method=True)
 
 
 class ChatServiceServicer:
@@ -133,7 +163,9 @@ class ChatServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListSessions(self, request, context):
-        """Lists the sessions of a user, newest first.
+        """Lists the sessions of a user, the one with the latest activity first: its last
+        message, or its start where there is none. A session that becomes active while
+        a caller turns pages moves to the front, and is not on the pages left.
 
         Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
         """
@@ -146,7 +178,17 @@ class ChatServiceServicer:
         comes after the message is on disk.
 
         Errors include: NOT_FOUND (the session), SESSION_ENDED, FEATURE_DISABLED
-        (role `tool`), TOKEN_BUDGET, SEQ_MISMATCH, REQUEST_ID_REUSED.
+        (role `tool`), TOKEN_BUDGET, SEQ_MISMATCH, RESERVATION_SETTLED, REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchAppendMessages(self, request, context):
+        """Appends messages to one session, all of them or none; they get seqs that
+        follow one another.
+
+        Errors include: what AppendMessage answers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -242,6 +284,68 @@ class ChatServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForkSession(self, request, context):
+        """Starts a session that shares the history of another one up to a message. The
+        shared messages are not copied: redacting one redacts it in every session
+        that shares it. They count in the new session's totals, and not once more in
+        what the user has used.
+
+        Errors include: NOT_FOUND (the session), SESSION_LIMIT, REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RedactMessage(self, request, context):
+        """Removes content and metadata of a message for good. Its `seq`, role and
+        token count stay. Redacting a redacted message changes nothing. An audit
+        event tells who did it.
+
+        Errors include: NOT_FOUND (the session or the message).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchSession(self, request, context):
+        """Streams a session: first its state, then its messages from `from_seq` on, those
+        stored and then those to come, each once and in order; and its state again
+        whenever that changed. A reader that was cut off asks again with the `seq` after
+        the last one it has seen, of any hub, and misses nothing.
+
+        The stream ends with NOT_FOUND when the session is deleted, with what refused
+        the call when access is lost, with READER_TOO_SLOW when the reader does not keep
+        up, and with UNAVAILABLE when the hub stops; the last two may be resumed.
+
+        Errors include: NOT_FOUND (the session), FEATURE_DISABLED
+        (`enable_chat_history`), READER_TOO_SLOW.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReserveTokens(self, request, context):
+        """Sets tokens of a user's budget aside for work that is about to begin. What is
+        neither used nor settled until `ttl` is over is free again.
+
+        Errors include: NOT_FOUND (the user), TOKEN_BUDGET, REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SettleTokens(self, request, context):
+        """Closes a reservation: counts what was used, and frees the rest. What was used
+        beyond the reservation, or after it expired, must fit the budget. Settling
+        once more with the same `used_tokens` changes nothing.
+
+        Errors include: NOT_FOUND (also a day after it expired), TOKEN_BUDGET,
+        RESERVATION_SETTLED (with other `used_tokens`).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ChatServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -264,6 +368,11 @@ def add_ChatServiceServicer_to_server(servicer, server):
                     servicer.AppendMessage,
                     request_deserializer=hub_dot_v1_dot_chat__pb2.AppendMessageRequest.FromString,
                     response_serializer=hub_dot_v1_dot_chat__pb2.AppendMessageResponse.SerializeToString,
+            ),
+            'BatchAppendMessages': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchAppendMessages,
+                    request_deserializer=hub_dot_v1_dot_chat__pb2.BatchAppendMessagesRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_chat__pb2.BatchAppendMessagesResponse.SerializeToString,
             ),
             'ListMessages': grpc.unary_unary_rpc_method_handler(
                     servicer.ListMessages,
@@ -309,6 +418,31 @@ def add_ChatServiceServicer_to_server(servicer, server):
                     servicer.GetMessage,
                     request_deserializer=hub_dot_v1_dot_chat__pb2.GetMessageRequest.FromString,
                     response_serializer=hub_dot_v1_dot_chat__pb2.GetMessageResponse.SerializeToString,
+            ),
+            'ForkSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkSession,
+                    request_deserializer=hub_dot_v1_dot_chat__pb2.ForkSessionRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_chat__pb2.ForkSessionResponse.SerializeToString,
+            ),
+            'RedactMessage': grpc.unary_unary_rpc_method_handler(
+                    servicer.RedactMessage,
+                    request_deserializer=hub_dot_v1_dot_chat__pb2.RedactMessageRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_chat__pb2.RedactMessageResponse.SerializeToString,
+            ),
+            'WatchSession': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchSession,
+                    request_deserializer=hub_dot_v1_dot_chat__pb2.WatchSessionRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_chat__pb2.WatchSessionResponse.SerializeToString,
+            ),
+            'ReserveTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReserveTokens,
+                    request_deserializer=hub_dot_v1_dot_chat__pb2.ReserveTokensRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_chat__pb2.ReserveTokensResponse.SerializeToString,
+            ),
+            'SettleTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleTokens,
+                    request_deserializer=hub_dot_v1_dot_chat__pb2.SettleTokensRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_chat__pb2.SettleTokensResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -424,6 +558,33 @@ class ChatService:
             '/hub.v1.ChatService/AppendMessage',
             hub_dot_v1_dot_chat__pb2.AppendMessageRequest.SerializeToString,
             hub_dot_v1_dot_chat__pb2.AppendMessageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchAppendMessages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.ChatService/BatchAppendMessages',
+            hub_dot_v1_dot_chat__pb2.BatchAppendMessagesRequest.SerializeToString,
+            hub_dot_v1_dot_chat__pb2.BatchAppendMessagesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -667,6 +828,141 @@ class ChatService:
             '/hub.v1.ChatService/GetMessage',
             hub_dot_v1_dot_chat__pb2.GetMessageRequest.SerializeToString,
             hub_dot_v1_dot_chat__pb2.GetMessageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.ChatService/ForkSession',
+            hub_dot_v1_dot_chat__pb2.ForkSessionRequest.SerializeToString,
+            hub_dot_v1_dot_chat__pb2.ForkSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RedactMessage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.ChatService/RedactMessage',
+            hub_dot_v1_dot_chat__pb2.RedactMessageRequest.SerializeToString,
+            hub_dot_v1_dot_chat__pb2.RedactMessageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hub.v1.ChatService/WatchSession',
+            hub_dot_v1_dot_chat__pb2.WatchSessionRequest.SerializeToString,
+            hub_dot_v1_dot_chat__pb2.WatchSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReserveTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.ChatService/ReserveTokens',
+            hub_dot_v1_dot_chat__pb2.ReserveTokensRequest.SerializeToString,
+            hub_dot_v1_dot_chat__pb2.ReserveTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettleTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.ChatService/SettleTokens',
+            hub_dot_v1_dot_chat__pb2.SettleTokensRequest.SerializeToString,
+            hub_dot_v1_dot_chat__pb2.SettleTokensResponse.FromString,
             options,
             channel_credentials,
             insecure,

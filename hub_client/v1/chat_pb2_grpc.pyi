@@ -49,7 +49,9 @@ class ChatServiceStub:
     Errors include: NOT_FOUND.
     """
     ListSessions: _grpc.UnaryUnaryMultiCallable[_chat_pb2.ListSessionsRequest, _chat_pb2.ListSessionsResponse]
-    """Lists the sessions of a user, newest first.
+    """Lists the sessions of a user, the one with the latest activity first: its last
+    message, or its start where there is none. A session that becomes active while
+    a caller turns pages moves to the front, and is not on the pages left.
 
     Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
     """
@@ -58,7 +60,13 @@ class ChatServiceStub:
     comes after the message is on disk.
 
     Errors include: NOT_FOUND (the session), SESSION_ENDED, FEATURE_DISABLED
-    (role `tool`), TOKEN_BUDGET, SEQ_MISMATCH, REQUEST_ID_REUSED.
+    (role `tool`), TOKEN_BUDGET, SEQ_MISMATCH, RESERVATION_SETTLED, REQUEST_ID_REUSED.
+    """
+    BatchAppendMessages: _grpc.UnaryUnaryMultiCallable[_chat_pb2.BatchAppendMessagesRequest, _chat_pb2.BatchAppendMessagesResponse]
+    """Appends messages to one session, all of them or none; they get seqs that
+    follow one another.
+
+    Errors include: what AppendMessage answers.
     """
     ListMessages: _grpc.UnaryUnaryMultiCallable[_chat_pb2.ListMessagesRequest, _chat_pb2.ListMessagesResponse]
     """Lists the messages of a session in the order of their `seq`. A page of long
@@ -114,6 +122,48 @@ class ChatServiceStub:
     Errors include: NOT_FOUND (the session or the message), FEATURE_DISABLED
     (`enable_chat_history`).
     """
+    ForkSession: _grpc.UnaryUnaryMultiCallable[_chat_pb2.ForkSessionRequest, _chat_pb2.ForkSessionResponse]
+    """Starts a session that shares the history of another one up to a message. The
+    shared messages are not copied: redacting one redacts it in every session
+    that shares it. They count in the new session's totals, and not once more in
+    what the user has used.
+
+    Errors include: NOT_FOUND (the session), SESSION_LIMIT, REQUEST_ID_REUSED.
+    """
+    RedactMessage: _grpc.UnaryUnaryMultiCallable[_chat_pb2.RedactMessageRequest, _chat_pb2.RedactMessageResponse]
+    """Removes content and metadata of a message for good. Its `seq`, role and
+    token count stay. Redacting a redacted message changes nothing. An audit
+    event tells who did it.
+
+    Errors include: NOT_FOUND (the session or the message).
+    """
+    WatchSession: _grpc.UnaryStreamMultiCallable[_chat_pb2.WatchSessionRequest, _chat_pb2.WatchSessionResponse]
+    """Streams a session: first its state, then its messages from `from_seq` on, those
+    stored and then those to come, each once and in order; and its state again
+    whenever that changed. A reader that was cut off asks again with the `seq` after
+    the last one it has seen, of any hub, and misses nothing.
+
+    The stream ends with NOT_FOUND when the session is deleted, with what refused
+    the call when access is lost, with READER_TOO_SLOW when the reader does not keep
+    up, and with UNAVAILABLE when the hub stops; the last two may be resumed.
+
+    Errors include: NOT_FOUND (the session), FEATURE_DISABLED
+    (`enable_chat_history`), READER_TOO_SLOW.
+    """
+    ReserveTokens: _grpc.UnaryUnaryMultiCallable[_chat_pb2.ReserveTokensRequest, _chat_pb2.ReserveTokensResponse]
+    """Sets tokens of a user's budget aside for work that is about to begin. What is
+    neither used nor settled until `ttl` is over is free again.
+
+    Errors include: NOT_FOUND (the user), TOKEN_BUDGET, REQUEST_ID_REUSED.
+    """
+    SettleTokens: _grpc.UnaryUnaryMultiCallable[_chat_pb2.SettleTokensRequest, _chat_pb2.SettleTokensResponse]
+    """Closes a reservation: counts what was used, and frees the rest. What was used
+    beyond the reservation, or after it expired, must fit the budget. Settling
+    once more with the same `used_tokens` changes nothing.
+
+    Errors include: NOT_FOUND (also a day after it expired), TOKEN_BUDGET,
+    RESERVATION_SETTLED (with other `used_tokens`).
+    """
 
 @_typing.type_check_only
 class ChatServiceAsyncStub(ChatServiceStub):
@@ -136,7 +186,9 @@ class ChatServiceAsyncStub(ChatServiceStub):
     Errors include: NOT_FOUND.
     """
     ListSessions: _aio.UnaryUnaryMultiCallable[_chat_pb2.ListSessionsRequest, _chat_pb2.ListSessionsResponse]  # type: ignore[assignment]
-    """Lists the sessions of a user, newest first.
+    """Lists the sessions of a user, the one with the latest activity first: its last
+    message, or its start where there is none. A session that becomes active while
+    a caller turns pages moves to the front, and is not on the pages left.
 
     Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
     """
@@ -145,7 +197,13 @@ class ChatServiceAsyncStub(ChatServiceStub):
     comes after the message is on disk.
 
     Errors include: NOT_FOUND (the session), SESSION_ENDED, FEATURE_DISABLED
-    (role `tool`), TOKEN_BUDGET, SEQ_MISMATCH, REQUEST_ID_REUSED.
+    (role `tool`), TOKEN_BUDGET, SEQ_MISMATCH, RESERVATION_SETTLED, REQUEST_ID_REUSED.
+    """
+    BatchAppendMessages: _aio.UnaryUnaryMultiCallable[_chat_pb2.BatchAppendMessagesRequest, _chat_pb2.BatchAppendMessagesResponse]  # type: ignore[assignment]
+    """Appends messages to one session, all of them or none; they get seqs that
+    follow one another.
+
+    Errors include: what AppendMessage answers.
     """
     ListMessages: _aio.UnaryUnaryMultiCallable[_chat_pb2.ListMessagesRequest, _chat_pb2.ListMessagesResponse]  # type: ignore[assignment]
     """Lists the messages of a session in the order of their `seq`. A page of long
@@ -201,6 +259,48 @@ class ChatServiceAsyncStub(ChatServiceStub):
     Errors include: NOT_FOUND (the session or the message), FEATURE_DISABLED
     (`enable_chat_history`).
     """
+    ForkSession: _aio.UnaryUnaryMultiCallable[_chat_pb2.ForkSessionRequest, _chat_pb2.ForkSessionResponse]  # type: ignore[assignment]
+    """Starts a session that shares the history of another one up to a message. The
+    shared messages are not copied: redacting one redacts it in every session
+    that shares it. They count in the new session's totals, and not once more in
+    what the user has used.
+
+    Errors include: NOT_FOUND (the session), SESSION_LIMIT, REQUEST_ID_REUSED.
+    """
+    RedactMessage: _aio.UnaryUnaryMultiCallable[_chat_pb2.RedactMessageRequest, _chat_pb2.RedactMessageResponse]  # type: ignore[assignment]
+    """Removes content and metadata of a message for good. Its `seq`, role and
+    token count stay. Redacting a redacted message changes nothing. An audit
+    event tells who did it.
+
+    Errors include: NOT_FOUND (the session or the message).
+    """
+    WatchSession: _aio.UnaryStreamMultiCallable[_chat_pb2.WatchSessionRequest, _chat_pb2.WatchSessionResponse]  # type: ignore[assignment]
+    """Streams a session: first its state, then its messages from `from_seq` on, those
+    stored and then those to come, each once and in order; and its state again
+    whenever that changed. A reader that was cut off asks again with the `seq` after
+    the last one it has seen, of any hub, and misses nothing.
+
+    The stream ends with NOT_FOUND when the session is deleted, with what refused
+    the call when access is lost, with READER_TOO_SLOW when the reader does not keep
+    up, and with UNAVAILABLE when the hub stops; the last two may be resumed.
+
+    Errors include: NOT_FOUND (the session), FEATURE_DISABLED
+    (`enable_chat_history`), READER_TOO_SLOW.
+    """
+    ReserveTokens: _aio.UnaryUnaryMultiCallable[_chat_pb2.ReserveTokensRequest, _chat_pb2.ReserveTokensResponse]  # type: ignore[assignment]
+    """Sets tokens of a user's budget aside for work that is about to begin. What is
+    neither used nor settled until `ttl` is over is free again.
+
+    Errors include: NOT_FOUND (the user), TOKEN_BUDGET, REQUEST_ID_REUSED.
+    """
+    SettleTokens: _aio.UnaryUnaryMultiCallable[_chat_pb2.SettleTokensRequest, _chat_pb2.SettleTokensResponse]  # type: ignore[assignment]
+    """Closes a reservation: counts what was used, and frees the rest. What was used
+    beyond the reservation, or after it expired, must fit the budget. Settling
+    once more with the same `used_tokens` changes nothing.
+
+    Errors include: NOT_FOUND (also a day after it expired), TOKEN_BUDGET,
+    RESERVATION_SETTLED (with other `used_tokens`).
+    """
 
 class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps sessions and their messages in one order without gaps.
@@ -238,7 +338,9 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _chat_pb2.ListSessionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_chat_pb2.ListSessionsResponse, _abc.Awaitable[_chat_pb2.ListSessionsResponse]]:
-        """Lists the sessions of a user, newest first.
+        """Lists the sessions of a user, the one with the latest activity first: its last
+        message, or its start where there is none. A session that becomes active while
+        a caller turns pages moves to the front, and is not on the pages left.
 
         Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
         """
@@ -253,7 +355,19 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         comes after the message is on disk.
 
         Errors include: NOT_FOUND (the session), SESSION_ENDED, FEATURE_DISABLED
-        (role `tool`), TOKEN_BUDGET, SEQ_MISMATCH, REQUEST_ID_REUSED.
+        (role `tool`), TOKEN_BUDGET, SEQ_MISMATCH, RESERVATION_SETTLED, REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchAppendMessages(
+        self,
+        request: _chat_pb2.BatchAppendMessagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.BatchAppendMessagesResponse, _abc.Awaitable[_chat_pb2.BatchAppendMessagesResponse]]:
+        """Appends messages to one session, all of them or none; they get seqs that
+        follow one another.
+
+        Errors include: what AppendMessage answers.
         """
 
     @_abc_1.abstractmethod
@@ -362,6 +476,78 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors include: NOT_FOUND (the session or the message), FEATURE_DISABLED
         (`enable_chat_history`).
+        """
+
+    @_abc_1.abstractmethod
+    def ForkSession(
+        self,
+        request: _chat_pb2.ForkSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.ForkSessionResponse, _abc.Awaitable[_chat_pb2.ForkSessionResponse]]:
+        """Starts a session that shares the history of another one up to a message. The
+        shared messages are not copied: redacting one redacts it in every session
+        that shares it. They count in the new session's totals, and not once more in
+        what the user has used.
+
+        Errors include: NOT_FOUND (the session), SESSION_LIMIT, REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def RedactMessage(
+        self,
+        request: _chat_pb2.RedactMessageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.RedactMessageResponse, _abc.Awaitable[_chat_pb2.RedactMessageResponse]]:
+        """Removes content and metadata of a message for good. Its `seq`, role and
+        token count stay. Redacting a redacted message changes nothing. An audit
+        event tells who did it.
+
+        Errors include: NOT_FOUND (the session or the message).
+        """
+
+    @_abc_1.abstractmethod
+    def WatchSession(
+        self,
+        request: _chat_pb2.WatchSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_chat_pb2.WatchSessionResponse], _abc.AsyncIterator[_chat_pb2.WatchSessionResponse]]:
+        """Streams a session: first its state, then its messages from `from_seq` on, those
+        stored and then those to come, each once and in order; and its state again
+        whenever that changed. A reader that was cut off asks again with the `seq` after
+        the last one it has seen, of any hub, and misses nothing.
+
+        The stream ends with NOT_FOUND when the session is deleted, with what refused
+        the call when access is lost, with READER_TOO_SLOW when the reader does not keep
+        up, and with UNAVAILABLE when the hub stops; the last two may be resumed.
+
+        Errors include: NOT_FOUND (the session), FEATURE_DISABLED
+        (`enable_chat_history`), READER_TOO_SLOW.
+        """
+
+    @_abc_1.abstractmethod
+    def ReserveTokens(
+        self,
+        request: _chat_pb2.ReserveTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.ReserveTokensResponse, _abc.Awaitable[_chat_pb2.ReserveTokensResponse]]:
+        """Sets tokens of a user's budget aside for work that is about to begin. What is
+        neither used nor settled until `ttl` is over is free again.
+
+        Errors include: NOT_FOUND (the user), TOKEN_BUDGET, REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def SettleTokens(
+        self,
+        request: _chat_pb2.SettleTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.SettleTokensResponse, _abc.Awaitable[_chat_pb2.SettleTokensResponse]]:
+        """Closes a reservation: counts what was used, and frees the rest. What was used
+        beyond the reservation, or after it expired, must fit the budget. Settling
+        once more with the same `used_tokens` changes nothing.
+
+        Errors include: NOT_FOUND (also a day after it expired), TOKEN_BUDGET,
+        RESERVATION_SETTLED (with other `used_tokens`).
         """
 
 def add_ChatServiceServicer_to_server(servicer: ChatServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -2,7 +2,7 @@
 """A typed client per service, sync and async.
 
 A list call returns an iterator that fetches pages as it goes: `page_size` is how much it fetches at
-a time, `page_token` where it starts.
+a time, `page_token` where it starts. A stream ends when the hub or the time limit ends it.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -13,12 +13,16 @@ from hub_client.v1.chat_pb2 import (
     AppendMessageResponse,
     ArchiveSessionRequest,
     ArchiveSessionResponse,
+    BatchAppendMessagesRequest,
+    BatchAppendMessagesResponse,
     CreateSessionRequest,
     CreateSessionResponse,
     DeleteSessionRequest,
     DeleteSessionResponse,
     EndSessionRequest,
     EndSessionResponse,
+    ForkSessionRequest,
+    ForkSessionResponse,
     GetMessageRequest,
     GetMessageResponse,
     GetSessionRequest,
@@ -28,15 +32,23 @@ from hub_client.v1.chat_pb2 import (
     ListSessionsRequest,
     ListSessionsResponse,
     Message,
+    RedactMessageRequest,
+    RedactMessageResponse,
     ReopenSessionRequest,
     ReopenSessionResponse,
+    ReserveTokensRequest,
+    ReserveTokensResponse,
     Session,
+    SettleTokensRequest,
+    SettleTokensResponse,
     UnarchiveSessionRequest,
     UnarchiveSessionResponse,
     UndeleteSessionRequest,
     UndeleteSessionResponse,
     UpdateSessionRequest,
     UpdateSessionResponse,
+    WatchSessionRequest,
+    WatchSessionResponse,
 )
 from hub_client.v1.identity_pb2 import (
     ActivateTenantRequest,
@@ -175,7 +187,9 @@ class ChatClient:
     def list_sessions(
         self, request: ListSessionsRequest, *, timeout: float | None = None
     ) -> Iterator[Session]:
-        """Lists the sessions of a user, newest first.
+        """Lists the sessions of a user, the one with the latest activity first: its last
+        message, or its start where there is none. A session that becomes active while
+        a caller turns pages moves to the front, and is not on the pages left.
 
         Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
         """
@@ -190,10 +204,22 @@ class ChatClient:
         comes after the message is on disk.
 
         Errors include: NOT_FOUND (the session), SESSION_ENDED, FEATURE_DISABLED
-        (role `tool`), TOKEN_BUDGET, SEQ_MISMATCH, REQUEST_ID_REUSED.
+        (role `tool`), TOKEN_BUDGET, SEQ_MISMATCH, RESERVATION_SETTLED, REQUEST_ID_REUSED.
         """
         return self._transport.call(
             "/hub.v1.ChatService/AppendMessage", request, AppendMessageResponse, timeout
+        )
+
+    def batch_append_messages(
+        self, request: BatchAppendMessagesRequest, *, timeout: float | None = None
+    ) -> BatchAppendMessagesResponse:
+        """Appends messages to one session, all of them or none; they get seqs that
+        follow one another.
+
+        Errors include: what AppendMessage answers.
+        """
+        return self._transport.call(
+            "/hub.v1.ChatService/BatchAppendMessages", request, BatchAppendMessagesResponse, timeout
         )
 
     def list_messages(
@@ -304,6 +330,78 @@ class ChatClient:
             "/hub.v1.ChatService/GetMessage", request, GetMessageResponse, timeout
         )
 
+    def fork_session(
+        self, request: ForkSessionRequest, *, timeout: float | None = None
+    ) -> ForkSessionResponse:
+        """Starts a session that shares the history of another one up to a message. The
+        shared messages are not copied: redacting one redacts it in every session
+        that shares it. They count in the new session's totals, and not once more in
+        what the user has used.
+
+        Errors include: NOT_FOUND (the session), SESSION_LIMIT, REQUEST_ID_REUSED.
+        """
+        return self._transport.call(
+            "/hub.v1.ChatService/ForkSession", request, ForkSessionResponse, timeout
+        )
+
+    def redact_message(
+        self, request: RedactMessageRequest, *, timeout: float | None = None
+    ) -> RedactMessageResponse:
+        """Removes content and metadata of a message for good. Its `seq`, role and
+        token count stay. Redacting a redacted message changes nothing. An audit
+        event tells who did it.
+
+        Errors include: NOT_FOUND (the session or the message).
+        """
+        return self._transport.call(
+            "/hub.v1.ChatService/RedactMessage", request, RedactMessageResponse, timeout
+        )
+
+    def watch_session(
+        self, request: WatchSessionRequest, *, timeout: float | None = None
+    ) -> Iterator[WatchSessionResponse]:
+        """Streams a session: first its state, then its messages from `from_seq` on, those
+        stored and then those to come, each once and in order; and its state again
+        whenever that changed. A reader that was cut off asks again with the `seq` after
+        the last one it has seen, of any hub, and misses nothing.
+
+        The stream ends with NOT_FOUND when the session is deleted, with what refused
+        the call when access is lost, with READER_TOO_SLOW when the reader does not keep
+        up, and with UNAVAILABLE when the hub stops; the last two may be resumed.
+
+        Errors include: NOT_FOUND (the session), FEATURE_DISABLED
+        (`enable_chat_history`), READER_TOO_SLOW.
+        """
+        return self._transport.stream(
+            "/hub.v1.ChatService/WatchSession", request, WatchSessionResponse, timeout
+        )
+
+    def reserve_tokens(
+        self, request: ReserveTokensRequest, *, timeout: float | None = None
+    ) -> ReserveTokensResponse:
+        """Sets tokens of a user's budget aside for work that is about to begin. What is
+        neither used nor settled until `ttl` is over is free again.
+
+        Errors include: NOT_FOUND (the user), TOKEN_BUDGET, REQUEST_ID_REUSED.
+        """
+        return self._transport.call(
+            "/hub.v1.ChatService/ReserveTokens", request, ReserveTokensResponse, timeout
+        )
+
+    def settle_tokens(
+        self, request: SettleTokensRequest, *, timeout: float | None = None
+    ) -> SettleTokensResponse:
+        """Closes a reservation: counts what was used, and frees the rest. What was used
+        beyond the reservation, or after it expired, must fit the budget. Settling
+        once more with the same `used_tokens` changes nothing.
+
+        Errors include: NOT_FOUND (also a day after it expired), TOKEN_BUDGET,
+        RESERVATION_SETTLED (with other `used_tokens`).
+        """
+        return self._transport.call(
+            "/hub.v1.ChatService/SettleTokens", request, SettleTokensResponse, timeout
+        )
+
 
 class AsyncChatClient:
     """Keeps sessions and their messages in one order without gaps.
@@ -342,7 +440,9 @@ class AsyncChatClient:
     def list_sessions(
         self, request: ListSessionsRequest, *, timeout: float | None = None
     ) -> AsyncIterator[Session]:
-        """Lists the sessions of a user, newest first.
+        """Lists the sessions of a user, the one with the latest activity first: its last
+        message, or its start where there is none. A session that becomes active while
+        a caller turns pages moves to the front, and is not on the pages left.
 
         Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
         """
@@ -357,10 +457,22 @@ class AsyncChatClient:
         comes after the message is on disk.
 
         Errors include: NOT_FOUND (the session), SESSION_ENDED, FEATURE_DISABLED
-        (role `tool`), TOKEN_BUDGET, SEQ_MISMATCH, REQUEST_ID_REUSED.
+        (role `tool`), TOKEN_BUDGET, SEQ_MISMATCH, RESERVATION_SETTLED, REQUEST_ID_REUSED.
         """
         return await self._transport.call(
             "/hub.v1.ChatService/AppendMessage", request, AppendMessageResponse, timeout
+        )
+
+    async def batch_append_messages(
+        self, request: BatchAppendMessagesRequest, *, timeout: float | None = None
+    ) -> BatchAppendMessagesResponse:
+        """Appends messages to one session, all of them or none; they get seqs that
+        follow one another.
+
+        Errors include: what AppendMessage answers.
+        """
+        return await self._transport.call(
+            "/hub.v1.ChatService/BatchAppendMessages", request, BatchAppendMessagesResponse, timeout
         )
 
     def list_messages(
@@ -469,6 +581,78 @@ class AsyncChatClient:
         """
         return await self._transport.call(
             "/hub.v1.ChatService/GetMessage", request, GetMessageResponse, timeout
+        )
+
+    async def fork_session(
+        self, request: ForkSessionRequest, *, timeout: float | None = None
+    ) -> ForkSessionResponse:
+        """Starts a session that shares the history of another one up to a message. The
+        shared messages are not copied: redacting one redacts it in every session
+        that shares it. They count in the new session's totals, and not once more in
+        what the user has used.
+
+        Errors include: NOT_FOUND (the session), SESSION_LIMIT, REQUEST_ID_REUSED.
+        """
+        return await self._transport.call(
+            "/hub.v1.ChatService/ForkSession", request, ForkSessionResponse, timeout
+        )
+
+    async def redact_message(
+        self, request: RedactMessageRequest, *, timeout: float | None = None
+    ) -> RedactMessageResponse:
+        """Removes content and metadata of a message for good. Its `seq`, role and
+        token count stay. Redacting a redacted message changes nothing. An audit
+        event tells who did it.
+
+        Errors include: NOT_FOUND (the session or the message).
+        """
+        return await self._transport.call(
+            "/hub.v1.ChatService/RedactMessage", request, RedactMessageResponse, timeout
+        )
+
+    def watch_session(
+        self, request: WatchSessionRequest, *, timeout: float | None = None
+    ) -> AsyncIterator[WatchSessionResponse]:
+        """Streams a session: first its state, then its messages from `from_seq` on, those
+        stored and then those to come, each once and in order; and its state again
+        whenever that changed. A reader that was cut off asks again with the `seq` after
+        the last one it has seen, of any hub, and misses nothing.
+
+        The stream ends with NOT_FOUND when the session is deleted, with what refused
+        the call when access is lost, with READER_TOO_SLOW when the reader does not keep
+        up, and with UNAVAILABLE when the hub stops; the last two may be resumed.
+
+        Errors include: NOT_FOUND (the session), FEATURE_DISABLED
+        (`enable_chat_history`), READER_TOO_SLOW.
+        """
+        return self._transport.stream(
+            "/hub.v1.ChatService/WatchSession", request, WatchSessionResponse, timeout
+        )
+
+    async def reserve_tokens(
+        self, request: ReserveTokensRequest, *, timeout: float | None = None
+    ) -> ReserveTokensResponse:
+        """Sets tokens of a user's budget aside for work that is about to begin. What is
+        neither used nor settled until `ttl` is over is free again.
+
+        Errors include: NOT_FOUND (the user), TOKEN_BUDGET, REQUEST_ID_REUSED.
+        """
+        return await self._transport.call(
+            "/hub.v1.ChatService/ReserveTokens", request, ReserveTokensResponse, timeout
+        )
+
+    async def settle_tokens(
+        self, request: SettleTokensRequest, *, timeout: float | None = None
+    ) -> SettleTokensResponse:
+        """Closes a reservation: counts what was used, and frees the rest. What was used
+        beyond the reservation, or after it expired, must fit the budget. Settling
+        once more with the same `used_tokens` changes nothing.
+
+        Errors include: NOT_FOUND (also a day after it expired), TOKEN_BUDGET,
+        RESERVATION_SETTLED (with other `used_tokens`).
+        """
+        return await self._transport.call(
+            "/hub.v1.ChatService/SettleTokens", request, SettleTokensResponse, timeout
         )
 
 

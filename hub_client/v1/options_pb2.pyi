@@ -274,6 +274,15 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The session's last `seq` is not the one the caller expected; `last_seq` in
     the metadata is it. ABORTED. Example: two callers append to what both read.
     """
+    REASON_RESERVATION_SETTLED: _Reason.ValueType  # 24
+    """The reservation was settled before. FAILED_PRECONDITION. Example: AppendMessage
+    that names it after SettleTokens.
+    """
+    REASON_READER_TOO_SLOW: _Reason.ValueType  # 25
+    """The reader of a stream did not keep up and was cut off. ABORTED; it may be
+    resumed where it stopped. Example: WatchSession whose caller reads nothing for
+    HUB_STALL seconds.
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused: `google.rpc.ErrorInfo.reason`, without the prefix
@@ -379,6 +388,15 @@ to wait. Example: AppendMessage beyond `max_tokens`.
 REASON_SEQ_MISMATCH: Reason.ValueType  # 23
 """The session's last `seq` is not the one the caller expected; `last_seq` in
 the metadata is it. ABORTED. Example: two callers append to what both read.
+"""
+REASON_RESERVATION_SETTLED: Reason.ValueType  # 24
+"""The reservation was settled before. FAILED_PRECONDITION. Example: AppendMessage
+that names it after SettleTokens.
+"""
+REASON_READER_TOO_SLOW: Reason.ValueType  # 25
+"""The reader of a stream did not keep up and was cut off. ABORTED; it may be
+resumed where it stopped. Example: WatchSession whose caller reads nothing for
+HUB_STALL seconds.
 """
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 

@@ -18,9 +18,16 @@ chat_sessions = tenant_table(
     sa.Column("last_seq", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("total_tokens_used", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("metadata", JSONB, nullable=False, server_default=sa.text("'{}'")),
+    # A fork shares its parent's messages up to parent_seq, and those its parent shares.
+    identifier("parent_session_id"),
+    sa.Column("parent_seq", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("redaction_count", sa.BigInteger, nullable=False, server_default="0"),
     timestamp("deleted_at"),
     sa.PrimaryKeyConstraint("tenant_id", "session_id"),
     sa.ForeignKeyConstraint(["tenant_id", "user_id"], ["users.tenant_id", "users.user_id"]),
+    sa.ForeignKeyConstraint(
+        ["tenant_id", "parent_session_id"], ["chat_sessions.tenant_id", "chat_sessions.session_id"]
+    ),
     sa.Index("chat_sessions_of_user", "tenant_id", "user_id", "session_id"),
     sa.Index(
         "chat_sessions_active",
@@ -42,9 +49,27 @@ chat_messages = tenant_table(
     sa.Column("model_name", sa.Text, nullable=False),
     sa.Column("model_response_time", sa.Integer),  # milliseconds
     sa.Column("metadata", JSONB),
+    timestamp("redacted_at"),
     sa.PrimaryKeyConstraint("tenant_id", "session_id", "seq"),
     sa.UniqueConstraint("tenant_id", "message_id"),
     sa.ForeignKeyConstraint(
         ["tenant_id", "session_id"], ["chat_sessions.tenant_id", "chat_sessions.session_id"]
     ),
+)
+
+# What reservations hold is counted in user_usage.reserved_tokens, under whose lock every change of
+# a reservation is made.
+token_reservations = tenant_table(
+    "token_reservations",
+    identifier("reservation_id", nullable=False),
+    identifier("user_id", nullable=False),
+    sa.Column("tokens", sa.BigInteger, nullable=False),
+    sa.Column("held_tokens", sa.BigInteger, nullable=False),
+    sa.Column("message_tokens", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("used_tokens", sa.BigInteger, nullable=False, server_default="0"),
+    timestamp("expires_at", nullable=False),
+    timestamp("settled_at"),
+    sa.PrimaryKeyConstraint("tenant_id", "reservation_id"),
+    sa.ForeignKeyConstraint(["tenant_id", "user_id"], ["users.tenant_id", "users.user_id"]),
+    sa.Index("token_reservations_of_user", "tenant_id", "user_id", "expires_at"),
 )

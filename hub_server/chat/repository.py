@@ -1,17 +1,20 @@
 """SQL of chat. Returns rows; never commits."""
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hub_server.chat.models import chat_messages, chat_sessions
+from hub_server.chat.models import chat_sessions
+from hub_server.chat.spans import LAST, Span
 from hub_server.database import HotStatement
 from hub_server.identity.models import user_configs, users
 from hub_server.ids import new_id
 from hub_server.paging import PAGE_BYTES, Page
 from hub_server.rows import Row
+from hub_server.wakeups import CHANNEL
 
 _SESSION: Final = (
     chat_sessions.c.session_id,
@@ -25,178 +28,119 @@ _SESSION: Final = (
     chat_sessions.c.last_seq,
     chat_sessions.c.total_tokens_used,
     chat_sessions.c.metadata,
+    chat_sessions.c.parent_session_id,
+    chat_sessions.c.parent_seq,
+    chat_sessions.c.redaction_count,
     chat_sessions.c.created_at,
     chat_sessions.c.updated_at,
     chat_sessions.c.deleted_at,
 )
-_MESSAGE: Final = tuple(
-    column for column in chat_messages.c if column.name not in ("tenant_id", "updated_at")
-)
+_ACTIVITY: Final = sa.func.greatest(chat_sessions.c.last_message_at, chat_sessions.c.created_at)
+_TOLD: Final = sa.func.pg_notify(CHANNEL, sa.cast(chat_sessions.c.session_id, sa.Text))
 
-# Appends a group of messages, each for itself, in one statement (DESIGN section 5). In order:
-#
-# session   locks the sessions by id, so that no two groups can wait for each other in a circle,
-#           and reads each as the last group left it;
-# budget    locks what their users have used, by id, after the sessions for the same reason;
-# judged    says of each item what hinders it, or that it repeats an earlier call; what expects a
-#           seq that an earlier item of the group may yet bring about comes out as RACED;
-# weighed   lets as many items in, in order of arrival, as their users have tokens left for; what
-#           is more than is then left is refused, and what might fit since another was refused
-#           comes out as RACED;
-# claimed   spends the request ids; one that a concurrent group has just spent is not returned,
-#           and its item comes out as RACED, to be judged again by the next statement;
-# accepted  numbers what is left, per session in the order of arrival.
-#
-# The content of a repeated call is in the call itself (its fingerprint is the same), so only what
-# the hub made is looked up: seq and time.
-_APPEND: Final = HotStatement("""
-WITH item AS (
-    SELECT * FROM unnest(
-        :session_id ::uuid[], :user_id ::uuid[], :message_id ::uuid[], :role ::text[],
-        :message_type ::text[], :content ::text[], :token_count ::int[], :model_name ::text[],
-        :model_response_time ::int[], :metadata ::jsonb[], :request_id ::text[],
-        :fingerprint ::bytea[], :expected_seq ::bigint[]
-    ) WITH ORDINALITY AS item (
-        session_id, caller_id, message_id, role, message_type, content, token_count, model_name,
-        model_response_time, metadata, request_id, fingerprint, expected_seq, place)
-),
-session AS (
-    SELECT s.session_id, s.user_id, s.last_seq, s.is_active, u.is_active AS user_is_active,
-           c.enable_chat_history, c.enable_tool
+# The sessions whose messages a session shows, each with the seqs it contributes: (after, last].
+# A fork's own begin after parent_seq; what is before is its parent's, and so on.
+_LINEAGE: Final = """
+WITH RECURSIVE lineage (session_id, parent_session_id, after, last) AS (
+    SELECT s.session_id, s.parent_session_id, s.parent_seq, :last_seq ::bigint
     FROM chat_sessions s
-    JOIN users u ON u.tenant_id = s.tenant_id AND u.user_id = s.user_id
-    JOIN user_configs c ON c.tenant_id = s.tenant_id AND c.user_id = s.user_id
-    WHERE s.tenant_id = :tenant_id ::uuid AND s.session_id = ANY (:session_id ::uuid[])
-      AND s.deleted_at IS NULL AND u.deleted_at IS NULL
-    ORDER BY s.session_id
-    FOR NO KEY UPDATE OF s
-),
-budget AS (
-    SELECT g.user_id, period.start, c.max_tokens,
-           c.max_tokens - g.reserved_tokens
-               - CASE WHEN c.budget_period = 'lifetime' THEN g.total_tokens_used
-                      WHEN g.period_start = period.start THEN g.period_tokens_used
-                      ELSE 0 END AS tokens_left,
-           CASE WHEN c.budget_period <> 'lifetime'
-                THEN (period.start AT TIME ZONE c.timezone + ('1 ' || c.budget_period)::interval)
-                         AT TIME ZONE c.timezone - now() END AS renewal
-    FROM user_usage g
-    JOIN user_configs c ON c.tenant_id = g.tenant_id AND c.user_id = g.user_id
-    CROSS JOIN LATERAL (SELECT hub_period_start(c.budget_period, c.timezone) AS start) period
-    WHERE g.tenant_id = :tenant_id ::uuid AND g.user_id IN (SELECT user_id FROM session)
-    ORDER BY g.user_id
-    FOR NO KEY UPDATE OF g
-),
-judged AS (
-    SELECT item.*, session.user_id, session.last_seq, session.enable_chat_history,
-           request.resource_id AS first_id, budget.max_tokens, budget.tokens_left, budget.renewal,
-           CASE
-               WHEN session.session_id IS NULL OR item.caller_id <> session.user_id
-                   THEN 'NOT_FOUND'
-               WHEN NOT session.user_is_active THEN 'USER_DISABLED'
-               WHEN request.fingerprint = item.fingerprint THEN 'REPEATED'
-               WHEN request.fingerprint IS NOT NULL THEN 'REUSED'
-               WHEN NOT session.is_active THEN 'ENDED'
-               WHEN item.role = 'tool' AND NOT session.enable_tool THEN 'NO_TOOL'
-               WHEN item.request_id IS NOT NULL AND row_number() OVER (
-                        PARTITION BY session.user_id, item.request_id ORDER BY item.place) > 1
-                   THEN 'RACED'
-               WHEN item.expected_seq < session.last_seq THEN 'STALE'
-               WHEN item.expected_seq IS NOT NULL AND row_number() OVER (
-                        PARTITION BY item.session_id ORDER BY item.place) > 1
-                   THEN 'RACED'
-               WHEN item.expected_seq > session.last_seq THEN 'STALE'
-           END AS hindrance
-    FROM item
-    LEFT JOIN session ON session.session_id = item.session_id
-    LEFT JOIN budget ON budget.user_id = session.user_id
-    LEFT JOIN request_ids request
-        ON request.tenant_id = :tenant_id ::uuid AND request.user_id = session.user_id
-        AND request.request_id = item.request_id AND request.created_at >= now() - :kept ::interval
-),
-summed AS (
-    SELECT judged.*, sum(token_count) FILTER (WHERE hindrance IS NULL)
-                         OVER (PARTITION BY user_id ORDER BY place) AS tokens_to_here
-    FROM judged
-),
-weighed AS (
-    SELECT summed.*,
-           CASE
-               WHEN hindrance IS NOT NULL THEN hindrance
-               WHEN tokens_left IS NULL OR token_count = 0 OR tokens_to_here <= tokens_left
-                   THEN 'ACCEPTED'
-               WHEN token_count > tokens_left - coalesce(
-                        max(tokens_to_here) FILTER (WHERE tokens_to_here <= tokens_left)
-                            OVER (PARTITION BY user_id), 0)
-                   THEN 'NO_BUDGET'
-               ELSE 'RACED'
-           END AS outcome
-    FROM summed
-),
-claimed AS (
-    INSERT INTO request_ids AS known
-        (tenant_id, user_id, request_id, fingerprint, resource_id)
-    SELECT :tenant_id ::uuid, user_id, request_id, fingerprint, message_id
-    FROM weighed WHERE outcome = 'ACCEPTED' AND request_id IS NOT NULL
-    ON CONFLICT (tenant_id, user_id, request_id) DO UPDATE
-        SET fingerprint = excluded.fingerprint, resource_id = excluded.resource_id,
-            answer = NULL, created_at = now()
-        WHERE known.created_at < now() - :kept ::interval
-    RETURNING resource_id
-),
-accepted AS (
-    SELECT weighed.*,
-           last_seq + row_number() OVER (PARTITION BY session_id ORDER BY place) AS seq
-    FROM weighed
-    WHERE outcome = 'ACCEPTED'
-      AND (request_id IS NULL OR message_id IN (SELECT resource_id FROM claimed))
-),
-written AS (
-    INSERT INTO chat_messages
-        (tenant_id, session_id, seq, message_id, role, message_type, content, token_count,
-         model_name, model_response_time, metadata, created_at)
-    SELECT :tenant_id ::uuid, session_id, seq, message_id, role, message_type,
-           CASE WHEN enable_chat_history THEN content END, token_count, model_name,
-           model_response_time, CASE WHEN enable_chat_history THEN metadata END,
-           clock_timestamp()
-    FROM accepted
-    RETURNING message_id, seq, content, created_at
-),
-advanced AS (
-    UPDATE chat_sessions s
-    SET last_seq = s.last_seq + added.messages,
-        total_tokens_used = s.total_tokens_used + added.tokens,
-        last_message_at = clock_timestamp(), updated_at = clock_timestamp()
-    FROM (SELECT session_id, count(*) AS messages, sum(token_count) AS tokens
-          FROM accepted GROUP BY session_id) added
-    WHERE s.tenant_id = :tenant_id ::uuid AND s.session_id = added.session_id
-),
-used AS (
-    UPDATE user_usage g
-    SET total_tokens_used = g.total_tokens_used + added.tokens,
-        period_tokens_used = added.tokens
-            + CASE WHEN g.period_start IS NOT DISTINCT FROM added.start
-                   THEN g.period_tokens_used ELSE 0 END,
-        period_start = added.start, updated_at = clock_timestamp()
-    FROM (SELECT accepted.user_id, budget.start, sum(accepted.token_count) AS tokens
-          FROM accepted JOIN budget ON budget.user_id = accepted.user_id
-          GROUP BY accepted.user_id, budget.start) added
-    WHERE g.tenant_id = :tenant_id ::uuid AND g.user_id = added.user_id AND added.tokens > 0
+    WHERE s.tenant_id = :tenant_id ::uuid AND s.session_id = :session_id ::uuid
+    UNION ALL
+    SELECT p.session_id, p.parent_session_id, p.parent_seq, least(l.after, l.last)
+    FROM lineage l
+    JOIN chat_sessions p
+        ON p.tenant_id = :tenant_id ::uuid AND p.session_id = l.parent_session_id
+)"""
+
+# A page of messages beside what decides whether it may be shown. Each session of the lineage is
+# read by its index no further than the page goes. What `paging.split` would not take, since a
+# thousand messages of a megabyte each are a gigabyte, is not even sent.
+_PAGE: Final = """
+{lineage}
+SELECT u.user_id::text, u.is_active AS user_is_active, c.enable_chat_history, page.*
+FROM chat_sessions s
+JOIN users u ON u.tenant_id = s.tenant_id AND u.user_id = s.user_id
+JOIN user_configs c ON c.tenant_id = s.tenant_id AND c.user_id = s.user_id
+LEFT JOIN LATERAL (
+    SELECT sized.*
+    FROM (SELECT found.*, sum(found.size) OVER (ORDER BY found.seq {order}) - found.size AS before
+          FROM (SELECT m.seq, m.message_id::text, m.role, m.message_type, m.content,
+                       m.token_count, m.model_name, m.model_response_time, m.metadata,
+                       m.created_at, m.redacted_at, coalesce(octet_length(m.content), 0) AS size
+                FROM lineage CROSS JOIN LATERAL (
+                    SELECT * FROM chat_messages m
+                    WHERE m.tenant_id = :tenant_id ::uuid AND m.session_id = lineage.session_id
+                      AND m.seq > greatest(lineage.after, :after_seq ::bigint)
+                      AND m.seq <= least(lineage.last, :last_seq ::bigint)
+                      AND (:roles ::text[] IS NULL OR m.role = ANY (:roles ::text[]))
+                      AND (:types ::text[] IS NULL OR m.message_type = ANY (:types ::text[]))
+                      AND (:since ::timestamptz IS NULL OR m.created_at >= :since ::timestamptz)
+                      AND (:until ::timestamptz IS NULL OR m.created_at < :until ::timestamptz)
+                    ORDER BY m.seq {order}
+                    LIMIT :most ::int) m
+                ORDER BY m.seq {order}
+                LIMIT :most ::int) found) sized
+    WHERE sized.before <= :most_bytes ::bigint) page ON true
+WHERE s.tenant_id = :tenant_id ::uuid AND s.session_id = :session_id ::uuid
+  AND s.deleted_at IS NULL AND u.deleted_at IS NULL
+ORDER BY page.seq {order}
+"""
+_OLDEST_FIRST: Final = HotStatement(_PAGE, lineage=_LINEAGE, order="ASC")
+_NEWEST_FIRST: Final = HotStatement(_PAGE, lineage=_LINEAGE, order="DESC")
+
+_FORK: Final = HotStatement(
+    """
+{lineage},
+shared AS (
+    SELECT sum(m.token_count) AS tokens, max(m.created_at) AS last_message_at
+    FROM lineage
+    JOIN chat_messages m ON m.tenant_id = :tenant_id ::uuid AND m.session_id = lineage.session_id
+        AND m.seq > lineage.after AND m.seq <= lineage.last
 )
-SELECT CASE WHEN weighed.outcome = 'ACCEPTED' AND written.seq IS NULL THEN 'RACED'
-            ELSE weighed.outcome END AS outcome,
-       weighed.max_tokens, weighed.renewal, weighed.last_seq,
-       coalesce(written.message_id, first.message_id)::text AS message_id,
-       coalesce(written.seq, first.seq) AS seq,
-       coalesce(written.created_at, first.created_at) AS created_at,
-       coalesce(written.content, first.content) IS NOT NULL AS is_kept
-FROM weighed
-LEFT JOIN written ON written.message_id = weighed.message_id
-LEFT JOIN chat_messages first
-    ON first.tenant_id = :tenant_id ::uuid AND first.message_id = weighed.first_id
-    AND weighed.outcome = 'REPEATED'
-ORDER BY weighed.place
-""")
+INSERT INTO chat_sessions
+    (tenant_id, session_id, user_id, session_title, model_name, metadata, last_seq,
+     total_tokens_used, last_message_at, parent_session_id, parent_seq)
+SELECT s.tenant_id, :fork_id ::uuid, s.user_id, coalesce(:title ::text, s.session_title),
+       s.model_name, s.metadata, :last_seq ::bigint, coalesce(shared.tokens, 0),
+       shared.last_message_at, s.session_id, :last_seq ::bigint
+FROM chat_sessions s CROSS JOIN shared
+WHERE s.tenant_id = :tenant_id ::uuid AND s.session_id = :session_id ::uuid
+RETURNING session_id
+""",
+    lineage=_LINEAGE,
+)
+# Locks by id, as appends do: of two lineages that meet, neither can wait for the other.
+_LOCK_LINEAGE: Final = HotStatement(
+    """
+{lineage}
+SELECT s.session_id::text, lineage.after, lineage.last
+FROM chat_sessions s
+JOIN lineage ON lineage.session_id = s.session_id
+WHERE s.tenant_id = :tenant_id ::uuid
+ORDER BY s.session_id
+FOR NO KEY UPDATE OF s
+""",
+    lineage=_LINEAGE,
+)
+_REDACT: Final = HotStatement(
+    """
+WITH redacted AS (
+    UPDATE chat_messages
+    SET content = NULL, metadata = NULL, redacted_at = clock_timestamp(),
+        updated_at = clock_timestamp()
+    WHERE tenant_id = :tenant_id ::uuid AND session_id = :origin_id ::uuid AND seq = :seq ::bigint
+      AND redacted_at IS NULL
+    RETURNING seq
+)
+UPDATE chat_sessions s
+SET redaction_count = s.redaction_count + 1, updated_at = clock_timestamp()
+FROM redacted
+WHERE s.tenant_id = :tenant_id ::uuid
+  AND s.session_id IN (:origin_id ::uuid, :session_id ::uuid)
+RETURNING pg_notify('{channel}', s.session_id::text)
+""",
+    channel=CHANNEL,
+)
 
 
 class ChatRepository:
@@ -206,11 +150,6 @@ class ChatRepository:
         """Work within the transaction of ``connection``."""
         self._connection = connection
         self._tenant_id = tenant_id
-
-    async def append(self, columns: Mapping[str, Sequence[Any]], kept: Any) -> Sequence[Row]:
-        """Append a group of messages given as columns; return an outcome for each, in order."""
-        parameters = {**columns, "tenant_id": self._tenant_id, "kept": kept}
-        return await _APPEND.rows(self._connection, parameters)
 
     async def lock_user(self, user_id: str) -> Row | None:
         """Return what bounds a user's sessions, and hold it against other new sessions."""
@@ -246,10 +185,15 @@ class ChatRepository:
         return (await self._connection.execute(statement)).mappings().one()
 
     async def session(self, session_id: str) -> Row | None:
-        """Return a session with ``user_is_active``, or None."""
+        """Return a session with ``user_is_active`` and ``enable_chat_history``, or None."""
         query = (
-            sa.select(*_SESSION, users.c.is_active.label("user_is_active"))
+            sa.select(
+                *_SESSION,
+                users.c.is_active.label("user_is_active"),
+                user_configs.c.enable_chat_history,
+            )
             .join(users, _same(users, chat_sessions, "tenant_id", "user_id"))
+            .join(user_configs, _same(user_configs, users, "tenant_id", "user_id"))
             .where(*self._session(session_id), users.c.deleted_at.is_(None))
         )
         return (await self._connection.execute(query)).mappings().first()
@@ -274,75 +218,99 @@ class ChatRepository:
         return (await self._connection.execute(query)).mappings().first()
 
     async def set_session(self, session_id: str, values: Mapping[str, Any]) -> Row:
-        """Change a session that ``lock_session`` holds; return it."""
+        """Change a session that ``lock_session`` holds, and tell watchers; return it."""
         statement = (
             sa.update(chat_sessions)
             .where(*self._named(session_id))
             .values(**values, updated_at=sa.func.clock_timestamp())
-            .returning(*_SESSION)
+            .returning(*_SESSION, _TOLD)
         )
         return (await self._connection.execute(statement)).mappings().one()
 
     async def list_sessions(
-        self, user_id: str, page: Page, filters: Mapping[str, Any], *, show_deleted: bool
+        self,
+        user_id: str,
+        page: Page,
+        filters: Mapping[str, Any],
+        times: Sequence[dt.datetime | None],
+        *,
+        show_deleted: bool,
     ) -> Sequence[Row]:
-        """Return a page of a user's sessions and one more, newest first; ``filters`` by column.
+        """Return a page of a user's sessions and one more, latest activity first.
 
+        ``filters`` by column; ``times`` are when activity was at the earliest and before when.
         One row with no session_id stands for a user without sessions; no row, for no user.
         """
-        found = sa.select(*_SESSION).where(
+        found = sa.select(*_SESSION, _ACTIVITY.label("active_at")).where(
             chat_sessions.c.tenant_id == self._tenant_id,
             chat_sessions.c.user_id == users.c.user_id,
             *(chat_sessions.c[column] == value for column, value in filters.items()),
         )
+        since, before = times
+        if since is not None:
+            found = found.where(since <= _ACTIVITY)
+        if before is not None:
+            found = found.where(before > _ACTIVITY)
         if not show_deleted:
             found = found.where(chat_sessions.c.deleted_at.is_(None))
         if page.after:
-            found = found.where(chat_sessions.c.session_id < page.after)
-        found = found.order_by(chat_sessions.c.session_id.desc()).limit(page.size + 1)
-        rows = found.lateral("page")
+            active_at, session_id = page.after.split("|")
+            key = sa.tuple_(dt.datetime.fromisoformat(active_at), sa.cast(session_id, sa.Uuid))
+            found = found.where(sa.tuple_(_ACTIVITY, chat_sessions.c.session_id) < key)
+        found = found.order_by(_ACTIVITY.desc(), chat_sessions.c.session_id.desc())
+        rows = found.limit(page.size + 1).lateral("page")
         query = (
             sa.select(users.c.is_active.label("user_is_active"), rows)
             .select_from(users.outerjoin(rows, sa.true()))
             .where(self._user(user_id))
-            .order_by(rows.c.session_id.desc())
+            .order_by(rows.c.active_at.desc(), rows.c.session_id.desc())
         )
         return (await self._connection.execute(query)).mappings().all()
 
     async def list_messages(
-        self, session_id: str, page: Page, *, newest_first: bool
+        self, session_id: str, span: Span, most: int, *, newest_first: bool
     ) -> Sequence[Row]:
-        """Return a page of a session's messages and one more.
+        """Return so many messages of a session at most, those it shares with others included.
 
         Each row bears ``user_id``, ``user_is_active`` and ``enable_chat_history``. One row with
-        no seq stands for a session without messages; no row, for no session.
+        no seq stands for a session without such messages; no row, for no session.
         """
-        seq = chat_messages.c.seq
-        found = sa.select(*_MESSAGE).where(
-            chat_messages.c.tenant_id == self._tenant_id,
-            chat_messages.c.session_id == session_id,
-        )
-        if page.after:
-            found = found.where(seq < int(page.after) if newest_first else seq > int(page.after))
-        order = seq.desc() if newest_first else seq.asc()
-        found = found.order_by(order).limit(page.size + 1)
-        rows = _within_page(found, order).lateral("page")
-        query = (
-            sa.select(
-                users.c.user_id,
-                users.c.is_active.label("user_is_active"),
-                user_configs.c.enable_chat_history,
-                rows,
-            )
-            .select_from(
-                chat_sessions.join(users, _same(users, chat_sessions, "tenant_id", "user_id"))
-                .join(user_configs, _same(user_configs, users, "tenant_id", "user_id"))
-                .outerjoin(rows, sa.true())
-            )
-            .where(*self._session(session_id), users.c.deleted_at.is_(None))
-            .order_by(rows.c.seq.desc() if newest_first else rows.c.seq)
-        )
-        return (await self._connection.execute(query)).mappings().all()
+        statement = _NEWEST_FIRST if newest_first else _OLDEST_FIRST
+        parameters = {
+            "after_seq": span.after,
+            "last_seq": span.last,
+            "roles": list(span.roles) or None,
+            "types": list(span.types) or None,
+            "since": span.since,
+            "until": span.until,
+            "most": most,
+            "most_bytes": 2 * PAGE_BYTES,
+        }
+        return await self._rows(statement, session_id, **parameters)
+
+    async def fork(self, session_id: str, at_seq: int, title: str | None) -> str:
+        """Add a session that shares another's messages up to a seq; return its id."""
+        fork_id = new_id()
+        await self._rows(_FORK, session_id, last_seq=at_seq, title=title, fork_id=fork_id)
+        return fork_id
+
+    async def lock_lineage(self, session_id: str) -> Mapping[str, Span]:
+        """Hold the sessions whose messages a session shows; return the seqs of each, by id."""
+        rows = await self._rows(_LOCK_LINEAGE, session_id, last_seq=LAST)
+        return {row["session_id"]: Span(row["after"], row["last"]) for row in rows}
+
+    async def redact(self, session_id: str, origin_id: str, seq: int) -> bool:
+        """Remove the content of a message of the origin, and count that in both sessions.
+
+        Tells whether there was something to remove.
+        """
+        return bool(await self._rows(_REDACT, session_id, origin_id=origin_id, seq=seq))
+
+    async def _rows(
+        self, statement: HotStatement, session_id: str, **parameters: Any
+    ) -> Sequence[Row]:
+        given = {"tenant_id": self._tenant_id, "session_id": session_id, **parameters}
+        return await statement.rows(self._connection, given)
 
     def _session(self, session_id: str) -> tuple[sa.ColumnElement[bool], ...]:
         return (*self._named(session_id), chat_sessions.c.deleted_at.is_(None))
@@ -360,18 +328,6 @@ class ChatRepository:
             users.c.user_id == user_id,
             users.c.deleted_at.is_(None),
         )
-
-
-def _within_page(found: sa.Select[Any], order: sa.ColumnElement[Any]) -> sa.Select[Any]:
-    """Leave out what ``paging.split`` would not take, so that it is not even sent.
-
-    A thousand messages of a megabyte each would be a gigabyte.
-    """
-    size = sa.func.coalesce(sa.func.octet_length(chat_messages.c.content), 0)
-    before = sa.func.sum(size).over(order_by=order) - size
-    sized = found.add_columns(before.label("bytes_before")).subquery("sized")
-    columns = [column for column in sized.c if column.name != "bytes_before"]
-    return sa.select(*columns).where(sized.c.bytes_before <= 2 * PAGE_BYTES)
 
 
 def _same(left: sa.FromClause, right: sa.FromClause, *names: str) -> sa.ColumnElement[bool]:

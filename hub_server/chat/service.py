@@ -3,71 +3,19 @@
 import base64
 import datetime as dt
 import hashlib
-import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from hub_server.batching import Batcher
+from hub_server import audit
 from hub_server.caller import Caller
 from hub_server.chat.repository import ChatRepository
+from hub_server.chat.spans import Span
 from hub_server.database import Database
 from hub_server.errors import HubError, Reason
-from hub_server.idempotency import KEPT, Claims, Retry
-from hub_server.ids import new_id
+from hub_server.idempotency import Claims, Retry
 from hub_server.paging import Page, split
 from hub_server.rows import Row, active_user, owned
-
-_MOST_TOGETHER: Final = 128
-_MOST_WAITING: Final = 1024
-_MOST_CHARACTERS: Final = 4 << 20
-# A raced item lost its request id to another, or might fit a budget since another did not: the
-# next statement sees what came of that.
-_MOST_RACES: Final = 10
-
-
-# Nobody waits for it any more, so it is not stored.
-_LATE: Final[Row] = {"outcome": "LATE"}
-
-
-@dataclass(frozen=True, slots=True)
-class NewMessage:
-    """A message to append, as the caller gave it."""
-
-    session_id: str
-    role: str
-    message_type: str
-    content: str
-    token_count: int
-    model_name: str
-    model_response_time: int | None
-    metadata: Mapping[str, Any]
-    expected_seq: int | None = None
-
-
-_REFUSALS: Final[Mapping[str, Reason.ValueType]] = {
-    "LATE": Reason.REASON_DEADLINE_EXCEEDED,
-    "NOT_FOUND": Reason.REASON_NOT_FOUND,
-    "USER_DISABLED": Reason.REASON_USER_DISABLED,
-    "REUSED": Reason.REASON_REQUEST_ID_REUSED,
-    "ENDED": Reason.REASON_SESSION_ENDED,
-    "NO_TOOL": Reason.REASON_FEATURE_DISABLED,
-}
-_FACTS: Final[Mapping[str, Any]] = {
-    "NOT_FOUND": {"resource": "session"},
-    "NO_TOOL": {"feature": "enable_tool"},
-}
-
-
-@dataclass(frozen=True, slots=True)
-class PendingAppend:
-    """One append on its way to Postgres."""
-
-    caller: Caller
-    message: NewMessage
-    message_id: str
-    retry: Retry
 
 
 class ChatService:
@@ -76,12 +24,6 @@ class ChatService:
     def __init__(self, database: Database) -> None:
         """Keep everything in the given database."""
         self._database = database
-        self._batchers: dict[str, Batcher[PendingAppend, Row]] = {}
-
-    async def close(self) -> None:
-        """Break off the appends under way."""
-        for batcher in self._batchers.values():
-            await batcher.close()
 
     async def create_session(
         self, caller: Caller, retry: Retry, user_id: str, values: Mapping[str, Any]
@@ -113,20 +55,23 @@ class ChatService:
         user_id: str,
         page: Page,
         filters: Mapping[str, Any],
+        times: Sequence[dt.datetime | None],
         *,
         show_deleted: bool,
     ) -> tuple[Sequence[Row], str | None]:
         """Return a page of sessions and the key of the next; ``filters`` by column.
 
+        ``times`` are when their last activity was at the earliest, and before when.
+
         Raises NOT_FOUND or USER_DISABLED.
         """
         async with self._database.statement(caller) as connection:
             rows = await ChatRepository(connection, caller.tenant_id).list_sessions(
-                user_id, page, filters, show_deleted=show_deleted
+                user_id, page, filters, times, show_deleted=show_deleted
             )
         active_user(rows[0] if rows else None)
         sessions = [row for row in rows if row["session_id"] is not None]
-        return split(sessions, page.size, lambda row: str(row["session_id"]))
+        return split(sessions, page.size, _activity_key)
 
     async def update_session(
         self, caller: Caller, session_id: str, values: Mapping[str, Any], etag: str = ""
@@ -186,122 +131,86 @@ class ChatService:
                 await _check_limit(repository, user_id, user)
             return await repository.set_session(session_id, values)
 
-    async def append(self, caller: Caller, retry: Retry, message: NewMessage) -> Row:
-        """Append a message; return it with its seq.
-
-        Raises NOT_FOUND, USER_DISABLED, SESSION_ENDED, FEATURE_DISABLED, TOKEN_BUDGET,
-        SEQ_MISMATCH, REQUEST_ID_REUSED or OVERLOADED.
-        """
-        append = PendingAppend(caller, message, new_id(), retry)
-        for _ in range(_MOST_RACES):
-            row = await self._batcher(caller.tenant_id).submit(append)
-            if row["outcome"] in ("ACCEPTED", "REPEATED"):
-                return _appended(message, row)
-            if row["outcome"] != "RACED":
-                raise _refusal(row)
-        raise HubError(Reason.REASON_UNAVAILABLE)
-
     async def list_messages(
-        self, caller: Caller, session_id: str, page: Page, *, newest_first: bool
+        self, caller: Caller, session_id: str, page: Page, span: Span, *, newest_first: bool
     ) -> tuple[Sequence[Row], str | None]:
-        """Return a page of messages and the key of the next.
+        """Return a page of the messages of a span and the key of the next.
 
         Raises NOT_FOUND, USER_DISABLED or FEATURE_DISABLED.
         """
+        if page.after and newest_first:
+            span = replace(span, last=min(span.last, int(page.after) - 1))
+        elif page.after:
+            span = replace(span, after=max(span.after, int(page.after)))
         async with self._database.statement(caller) as connection:
-            repository = ChatRepository(connection, caller.tenant_id)
-            rows = await repository.list_messages(session_id, page, newest_first=newest_first)
-        session = owned(caller, rows[0] if rows else None, "session")
-        if not session["enable_chat_history"]:
-            raise HubError(Reason.REASON_FEATURE_DISABLED, feature="enable_chat_history")
-        messages = [row for row in rows if row["seq"] is not None]
+            rows = await ChatRepository(connection, caller.tenant_id).list_messages(
+                session_id, span, page.size + 1, newest_first=newest_first
+            )
+        history_of(owned(caller, rows[0] if rows else None, "session"))
+        messages = [{**row, "session_id": session_id} for row in rows if row["seq"] is not None]
         return split(messages, page.size, lambda row: str(row["seq"]))
 
     async def get_message(self, caller: Caller, session_id: str, seq: int) -> Row:
         """Return a message. Raises NOT_FOUND, USER_DISABLED or FEATURE_DISABLED."""
-        before = Page(1, str(seq - 1))
-        messages, _ = await self.list_messages(caller, session_id, before, newest_first=False)
-        if not messages or messages[0]["seq"] != seq:
+        only = Span(after=seq - 1, last=seq)
+        messages, _ = await self.list_messages(
+            caller, session_id, Page(1, None), only, newest_first=False
+        )
+        if not messages:
             raise HubError(Reason.REASON_NOT_FOUND, resource="message")
         return messages[0]
 
-    def _batcher(self, tenant_id: str) -> Batcher[PendingAppend, Row]:
-        """Return the queue of a tenant; a group never mixes tenants."""
-        batcher = self._batchers.get(tenant_id)
-        if batcher is None:
-            self._batchers = {key: one for key, one in self._batchers.items() if not one.idle}
-            batcher = self._batchers[tenant_id] = Batcher(
-                self._flush,
-                most_items=_MOST_TOGETHER,
-                most_waiting=_MOST_WAITING,
-                most_groups=2,
-                weigh=lambda append: len(append.message.content),
-                most_weight=_MOST_CHARACTERS,
-            )
-        return batcher
+    async def fork_session(
+        self, caller: Caller, retry: Retry, session_id: str, at_seq: int | None, title: str
+    ) -> Row:
+        """Start a session that shares another's messages up to ``at_seq``; None = all.
 
-    async def _flush(self, group: Sequence[PendingAppend]) -> Sequence[Row]:
-        # The most patient caller's deadline: the others' calls end without stopping the group.
-        caller = max((append.caller for append in group), key=lambda caller: caller.deadline)
-        now = time.monotonic()
-        in_time = [append for append in group if append.caller.deadline > now]
-        rows: Iterator[Row] = iter(())
-        if in_time:
-            async with self._database.statement(caller) as connection:
-                repository = ChatRepository(connection, caller.tenant_id)
-                rows = iter(await repository.append(_columns(in_time), KEPT))
-        return [next(rows) if append.caller.deadline > now else _LATE for append in group]
+        Raises NOT_FOUND, USER_DISABLED, INVALID_FIELD, SESSION_LIMIT or REQUEST_ID_REUSED.
+        """
+        async with self._database.transaction(caller) as connection:
+            repository = ChatRepository(connection, caller.tenant_id)
+            named = await repository.named_session(session_id)
+            user_id = owned(caller, named, "session")["user_id"]
+            user = active_user(await repository.lock_user(user_id))
+            claims = Claims(connection, caller.tenant_id, user_id)
+            if (answer := await claims.claim(retry)) is not None:
+                return answer
+            parent = owned(caller, await repository.session(session_id), "session")
+            at_seq = parent["last_seq"] if at_seq is None else at_seq
+            if at_seq > parent["last_seq"]:
+                raise HubError.invalid("at_seq", f"must be at most {parent['last_seq']}")
+            await _check_limit(repository, user_id, user)
+            fork_id = await repository.fork(session_id, at_seq, title or None)
+            fork = await repository.session(fork_id)
+            fork = owned(caller, fork, "session")
+            await claims.keep(retry, fork)
+            return fork
 
+    async def redact_message(self, caller: Caller, session_id: str, seq: int) -> Row:
+        """Remove the content of a message; return what is left of it.
 
-def _columns(group: Sequence[PendingAppend]) -> dict[str, list[Any]]:
-    """Return the group as one array for each column, as the statement takes it."""
-    messages = [append.message for append in group]
-    return {
-        "session_id": [message.session_id for message in messages],
-        "user_id": [append.caller.user_id for append in group],
-        "message_id": [append.message_id for append in group],
-        "role": [message.role for message in messages],
-        "message_type": [message.message_type for message in messages],
-        "content": [message.content for message in messages],
-        "token_count": [message.token_count for message in messages],
-        "model_name": [message.model_name for message in messages],
-        "model_response_time": [message.model_response_time for message in messages],
-        "metadata": [json.dumps(message.metadata) for message in messages],
-        "request_id": [append.retry.request_id or None for append in group],
-        "fingerprint": [append.retry.fingerprint for append in group],
-        "expected_seq": [message.expected_seq for message in messages],
-    }
+        Raises NOT_FOUND or USER_DISABLED.
+        """
+        async with self._database.transaction(caller) as connection:
+            repository = ChatRepository(connection, caller.tenant_id)
+            lineage = await repository.lock_lineage(session_id)
+            owned(caller, await repository.session(session_id), "session")
+            origins = [one for one, span in lineage.items() if span.after < seq <= span.last]
+            only = Span(after=seq - 1, last=seq)
+            if origins and await repository.redact(session_id, origins[0], seq):
+                target = f"{origins[0]}/{seq}"
+                await audit.note(connection, caller, "message_redacted", "message", target)
+            rows = await repository.list_messages(session_id, only, 1, newest_first=False)
+            if rows[0]["seq"] is None:
+                raise HubError(Reason.REASON_NOT_FOUND, resource="message")
+            return {**rows[0], "session_id": session_id}
 
 
-def _refusal(row: Row) -> HubError:
-    """Return why the statement did not take a message."""
-    if row["outcome"] == "NO_BUDGET":
-        return HubError(
-            Reason.REASON_TOKEN_BUDGET,
-            retry_after=row["renewal"] and row["renewal"].total_seconds(),
-            limit=str(row["max_tokens"]),
-            subject="max_tokens",
-        )
-    if row["outcome"] == "STALE":
-        return HubError(Reason.REASON_SEQ_MISMATCH, last_seq=str(row["last_seq"]))
-    return HubError(_REFUSALS[row["outcome"]], **_FACTS.get(row["outcome"], {}))
-
-
-def _appended(message: NewMessage, row: Row) -> Row:
-    """Return the message as it was stored: what the caller gave and what the hub added."""
-    return {
-        "session_id": message.session_id,
-        "seq": row["seq"],
-        "message_id": row["message_id"],
-        "role": message.role,
-        "message_type": message.message_type,
-        "content": message.content if row["is_kept"] else None,
-        "token_count": message.token_count,
-        "model_name": message.model_name,
-        "model_response_time": message.model_response_time,
-        "metadata": message.metadata if row["is_kept"] else None,
-        "created_at": row["created_at"],
-    }
+def history_of(row: Row) -> Row:
+    """Return a row that bears ``enable_chat_history``. Raises FEATURE_DISABLED."""
+    if not row["enable_chat_history"]:
+        raise HubError(Reason.REASON_FEATURE_DISABLED, feature="enable_chat_history")
+    return row
 
 
 def _is_so(session: Row, values: Mapping[str, Any]) -> bool:
@@ -314,6 +223,10 @@ def session_etag(session: Row) -> str:
     names = ("session_title", "model_name", "metadata", "is_active", "is_archived", "deleted_at")
     text = repr([session[name] for name in names])
     return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()[:16])[:22].decode()
+
+
+def _activity_key(session: Row) -> str:
+    return f"{session['active_at'].isoformat()}|{session['session_id']}"
 
 
 async def _check_limit(repository: ChatRepository, user_id: str, user: Row) -> None:

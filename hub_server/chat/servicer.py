@@ -1,15 +1,24 @@
 """ChatService on the wire: check, call, convert."""
 
+import datetime as dt
+from collections.abc import Sequence
 from typing import Any
+
+from google.protobuf.message import Message
 
 from hub_client.v1 import chat_pb2 as pb
 from hub_server.caller import Caller
-from hub_server.chat.service import ChatService, NewMessage, session_etag
+from hub_server.chat.appends import Append, Appends, NewMessage
+from hub_server.chat.service import ChatService, session_etag
+from hub_server.chat.spans import Span
+from hub_server.chat.tokens import Tokens
+from hub_server.chat.watching import Event, SessionFeed, Watches
 from hub_server.convert import (
     enum_from_text,
     enum_to_text,
     struct_from_pb,
     struct_to_pb,
+    timestamp_from_pb,
     timestamp_to_pb,
 )
 from hub_server.errors import HubError
@@ -21,9 +30,19 @@ from hub_server.rows import Row
 class ChatServicer:
     """Serves hub.v1.ChatService."""
 
-    def __init__(self, service: ChatService, pages: PageTokens) -> None:
+    def __init__(
+        self,
+        service: ChatService,
+        appends: Appends,
+        tokens: Tokens,
+        watches: Watches,
+        pages: PageTokens,
+    ) -> None:
         """Serve the given rules."""
         self._chat = service
+        self._appends = appends
+        self._tokens = tokens
+        self._watches = watches
         self._pages = pages
 
     async def CreateSession(
@@ -60,7 +79,12 @@ class ChatServicer:
         if request.model_name:
             filters["model_name"] = request.model_name
         sessions, after = await self._chat.list_sessions(
-            caller, user_id, page, filters, show_deleted=request.show_deleted
+            caller,
+            user_id,
+            page,
+            filters,
+            _times(request, "active_since", "active_before"),
+            show_deleted=request.show_deleted,
         )
         return pb.ListSessionsResponse(
             sessions=map(_session_to_pb, sessions),
@@ -71,24 +95,91 @@ class ChatServicer:
         self, request: pb.AppendMessageRequest, caller: Caller
     ) -> pb.AppendMessageResponse:
         """Append a message."""
-        message = await self._chat.append(caller, retry_of(request), _message_from_pb(request))
+        append = _append_from_pb(request, [_message_from_pb("metadata", request)])
+        (message,) = await self._appends.append(caller, retry_of(request), append)
         return pb.AppendMessageResponse(message=_message_to_pb(message))
+
+    async def BatchAppendMessages(
+        self, request: pb.BatchAppendMessagesRequest, caller: Caller
+    ) -> pb.BatchAppendMessagesResponse:
+        """Append messages, all or none."""
+        messages = [
+            _message_from_pb(f"messages[{place}].metadata", message)
+            for place, message in enumerate(request.messages)
+        ]
+        append = _append_from_pb(request, messages)
+        rows = await self._appends.append(caller, retry_of(request), append)
+        return pb.BatchAppendMessagesResponse(
+            messages=[
+                pb.AppendedMessage(
+                    seq=row["seq"], message_id=row["message_id"], token_count=row["token_count"]
+                )
+                for row in rows
+            ],
+            created_at=timestamp_to_pb(rows[0]["created_at"]),
+        )
 
     async def ListMessages(
         self, request: pb.ListMessagesRequest, caller: Caller
     ) -> pb.ListMessagesResponse:
         """List messages."""
         page = self._pages.read(caller, request, request.page_size, request.page_token)
+        newest_first = request.order == pb.MESSAGE_ORDER_NEWEST_FIRST
         messages, after = await self._chat.list_messages(
             caller,
             request.session_id,
             page,
-            newest_first=request.order == pb.MESSAGE_ORDER_NEWEST_FIRST,
+            _span_from_pb(request, newest_first=newest_first),
+            newest_first=newest_first,
         )
         return pb.ListMessagesResponse(
             messages=map(_message_to_pb, messages),
             next_page_token=self._pages.next(caller, request, after),
         )
+
+    async def ForkSession(
+        self, request: pb.ForkSessionRequest, caller: Caller
+    ) -> pb.ForkSessionResponse:
+        """Start a session that shares the history of another."""
+        session = await self._chat.fork_session(
+            caller,
+            retry_of(request),
+            request.session_id,
+            request.at_seq if request.HasField("at_seq") else None,
+            request.session_title,
+        )
+        return pb.ForkSessionResponse(session=_session_to_pb(session))
+
+    async def RedactMessage(
+        self, request: pb.RedactMessageRequest, caller: Caller
+    ) -> pb.RedactMessageResponse:
+        """Remove the content of a message."""
+        message = await self._chat.redact_message(caller, request.session_id, request.seq)
+        return pb.RedactMessageResponse(message=_message_to_pb(message))
+
+    async def WatchSession(self, request: pb.WatchSessionRequest, _: Caller) -> "WatchFeed":
+        """Stream a session."""
+        next_seq = request.from_seq if request.HasField("from_seq") else None
+        return WatchFeed(self._watches.feed(request.session_id, next_seq))
+
+    async def ReserveTokens(
+        self, request: pb.ReserveTokensRequest, caller: Caller
+    ) -> pb.ReserveTokensResponse:
+        """Set tokens aside."""
+        user_id = caller.acting_for(request.user_id)
+        ttl = dt.timedelta(seconds=request.ttl_seconds)
+        reservation = await self._tokens.reserve(
+            caller, retry_of(request), user_id, request.tokens, ttl
+        )
+        return pb.ReserveTokensResponse(reservation=_reservation_to_pb(reservation))
+
+    async def SettleTokens(
+        self, request: pb.SettleTokensRequest, caller: Caller
+    ) -> pb.SettleTokensResponse:
+        """Close a reservation."""
+        used = request.used_tokens if request.HasField("used_tokens") else None
+        reservation = await self._tokens.settle(caller, request.reservation_id, used)
+        return pb.SettleTokensResponse(reservation=_reservation_to_pb(reservation))
 
     async def EndSession(
         self, request: pb.EndSessionRequest, caller: Caller
@@ -151,6 +242,20 @@ class ChatServicer:
         return pb.GetMessageResponse(message=_message_to_pb(message))
 
 
+class WatchFeed:
+    """A watched session on the wire."""
+
+    def __init__(self, feed: SessionFeed) -> None:
+        """Send what the feed yields."""
+        self._feed = feed
+        self.wait = feed.wait
+        self.close = feed.close
+
+    async def read(self, caller: Caller) -> Sequence[Message]:
+        """Return what to send next."""
+        return [_event_to_pb(event) for event in await self._feed.read(caller)]
+
+
 def _changes(request: pb.UpdateSessionRequest) -> dict[str, Any]:
     """Return the values to set. Raises INVALID_FIELD."""
     given = {
@@ -166,19 +271,51 @@ def _changes(request: pb.UpdateSessionRequest) -> dict[str, Any]:
     return {name: given[name] for name in paths}
 
 
-def _message_from_pb(request: pb.AppendMessageRequest) -> NewMessage:
-    timed = request.HasField("model_response_time_ms")
+def _message_from_pb(
+    metadata: str, message: pb.AppendMessageRequest | pb.BatchMessage
+) -> NewMessage:
+    """Return a message as given; ``metadata`` is how an error names that field."""
+    timed = message.HasField("model_response_time_ms")
     return NewMessage(
-        session_id=request.session_id,
-        role=enum_to_text(pb.Role, request.role),
-        message_type=enum_to_text(pb.MessageType, request.message_type, pb.MESSAGE_TYPE_TEXT),
-        content=request.content,
-        token_count=request.token_count,
-        model_name=request.model_name,
-        model_response_time=request.model_response_time_ms if timed else None,
-        metadata=struct_from_pb("metadata", request.metadata),
-        expected_seq=request.expected_seq if request.HasField("expected_seq") else None,
+        role=enum_to_text(pb.Role, message.role),
+        message_type=enum_to_text(pb.MessageType, message.message_type, pb.MESSAGE_TYPE_TEXT),
+        content=message.content,
+        token_count=message.token_count if message.HasField("token_count") else None,
+        model_name=message.model_name,
+        model_response_time=message.model_response_time_ms if timed else None,
+        metadata=struct_from_pb(metadata, message.metadata),
     )
+
+
+def _append_from_pb(
+    request: pb.AppendMessageRequest | pb.BatchAppendMessagesRequest, messages: Sequence[NewMessage]
+) -> Append:
+    return Append(
+        session_id=request.session_id,
+        messages=messages,
+        expected_seq=request.expected_seq if request.HasField("expected_seq") else None,
+        reservation_id=request.reservation_id or None,
+    )
+
+
+def _span_from_pb(request: pb.ListMessagesRequest, *, newest_first: bool) -> Span:
+    """Return which messages a list asks for. Raises INVALID_FIELD."""
+    since, until = _times(request, "created_since", "created_before")
+    roles = [enum_to_text(pb.Role, role) for role in request.roles]
+    types = [enum_to_text(pb.MessageType, one) for one in request.message_types]
+    first = request.from_seq
+    if first and newest_first:
+        return Span(last=first, roles=roles, types=types, since=since, until=until)
+    after = max(first - 1, 0)
+    return Span(after=after, roles=roles, types=types, since=since, until=until)
+
+
+def _times(request: Any, *names: str) -> list[dt.datetime | None]:
+    """Return the named times, None where absent. Raises INVALID_FIELD."""
+    return [
+        timestamp_from_pb(name, getattr(request, name)) if request.HasField(name) else None
+        for name in names
+    ]
 
 
 def _message_to_pb(message: Row) -> pb.Message:
@@ -194,6 +331,29 @@ def _message_to_pb(message: Row) -> pb.Message:
         model_response_time_ms=message["model_response_time"],
         metadata=struct_to_pb(message["metadata"]),
         created_at=timestamp_to_pb(message["created_at"]),
+        redacted_at=timestamp_to_pb(message["redacted_at"]),
+    )
+
+
+def _event_to_pb(event: Event) -> pb.WatchSessionResponse:
+    kind, row = event
+    if kind == "message":
+        return pb.WatchSessionResponse(message=_message_to_pb(row))
+    if kind == "session":
+        return pb.WatchSessionResponse(session=_session_to_pb(row))
+    return pb.WatchSessionResponse(heartbeat=pb.Heartbeat(next_seq=row["next_seq"]))
+
+
+def _reservation_to_pb(reservation: Row) -> pb.Reservation:
+    return pb.Reservation(
+        reservation_id=reservation["reservation_id"],
+        user_id=reservation["user_id"],
+        tokens=reservation["tokens"],
+        held_tokens=reservation["held_tokens"],
+        used_tokens=reservation["used_tokens"],
+        expires_at=timestamp_to_pb(reservation["expires_at"]),
+        settled_at=timestamp_to_pb(reservation["settled_at"]),
+        created_at=timestamp_to_pb(reservation["created_at"]),
     )
 
 
@@ -214,4 +374,7 @@ def _session_to_pb(session: Row) -> pb.Session:
         is_archived=session["is_archived"],
         deleted_at=timestamp_to_pb(session["deleted_at"]),
         etag=session_etag(session),
+        parent_session_id=session["parent_session_id"] or "",
+        parent_seq=session["parent_seq"],
+        redaction_count=session["redaction_count"],
     )

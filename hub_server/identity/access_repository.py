@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from hub_server import audit
 from hub_server.caller import Caller
 from hub_server.identity.models import (
     audit_events,
@@ -133,19 +134,8 @@ class AccessRepository:
         self, event_type: str, target_type: str, target_id: str, *, done: bool = True
     ) -> None:
         """Write down what the caller did, or tried to do."""
-        await self._connection.execute(
-            sa.insert(audit_events).values(
-                tenant_id=self._tenant_id,
-                event_id=new_id(),
-                event_type=event_type,
-                outcome="success" if done else "failure",
-                actor_credential_id=self._caller.credential_id or None,
-                actor_user_id=self._caller.user_id,
-                target_type=target_type,
-                target_id=target_id,
-                created_at=sa.func.clock_timestamp(),
-            )
-        )
+        caller = self._caller.within(self._tenant_id)
+        await audit.note(self._connection, caller, event_type, target_type, target_id, done=done)
 
     async def list_events(
         self, page: Page, filters: Mapping[str, str], since: Any, until: Any

@@ -8,11 +8,13 @@ from typing import Any, Final
 from google.protobuf import field_mask_pb2, struct_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from hub_client.v1 import options_pb2
 from hub_client.v1.options_pb2 import FieldLimits
 from tests.contract.wire import METHODS
 
+_FIRST: Final = "[0]"
 UNSET: Final = object()
 """Stands for a field that is not set at all."""
 
@@ -50,7 +52,8 @@ class Case:
         """Put the value in its place."""
         parent = request
         for name in self.path[:-1]:
-            parent = getattr(parent, name)
+            inner = getattr(parent, name.removesuffix(_FIRST))
+            parent = inner[0] if name.endswith(_FIRST) else inner
         name = self.path[-1]
         if self.value is UNSET:
             parent.ClearField(name)
@@ -82,7 +85,9 @@ def fields_of(
         yield path, field
         inner = field.message_type
         if inner is not None and inner.file.package == descriptor.file.package:
-            yield from fields_of(inner, path)
+            yield from fields_of(
+                inner, (*above, field.name + _FIRST) if field.is_repeated else path
+            )
 
 
 def breaches() -> list[Case]:
@@ -109,8 +114,9 @@ def _bad_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
     if limits.required:
         yield "required", UNSET
     if field.is_repeated:
-        yield "max_items", [1] * (limits.max_items + 1)
-        yield from (("undefined", [number]) for number in (99, -1, 2**31 - 1))
+        yield "max_items", [_item(field)] * (limits.max_items + 1)
+        if field.enum_type is not None:
+            yield from (("undefined", [number]) for number in (0, 99, -1, 2**31 - 1))
     elif field.type == FieldDescriptor.TYPE_STRING:
         yield from _bad_strings(limits)
     elif field.enum_type is not None:
@@ -119,6 +125,17 @@ def _bad_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
         yield from _bad_messages(field.message_type.full_name, limits)
     elif field.type != FieldDescriptor.TYPE_BOOL:
         yield from _bad_numbers(field, limits)
+
+
+def _item(field: FieldDescriptor) -> Any:
+    """Return a valid item of a repeated field."""
+    if field.message_type is None:
+        return 1
+    item = GetMessageClass(field.message_type)()
+    for inner in field.message_type.fields:
+        if limits_of(inner).required:
+            setattr(item, inner.name, 1)
+    return item
 
 
 def _bad_strings(limits: FieldLimits) -> Iterator[tuple[str, Any]]:
@@ -184,7 +201,7 @@ def _bad_structs() -> Iterator[struct_pb2.Struct]:
 def _extreme_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
     limits = limits_of(field)
     if limits.max_items:
-        yield "max_items", [1] * limits.max_items
+        yield "max_items", [_item(field)] * limits.max_items
     if limits.email:
         yield "email", _LONGEST_EMAIL
     if limits.min_length:

@@ -15,6 +15,8 @@ from hub_client.v1 import (
     ActivateUserRequest,
     AppendMessageRequest,
     ArchiveSessionRequest,
+    BatchAppendMessagesRequest,
+    BatchMessage,
     ChangePasswordRequest,
     ConfirmPasswordResetRequest,
     CreateApiKeyRequest,
@@ -28,6 +30,7 @@ from hub_client.v1 import (
     DeleteSessionRequest,
     DeleteUserRequest,
     EndSessionRequest,
+    ForkSessionRequest,
     GetDefaultConfigRequest,
     GetDocumentRequest,
     GetMemoryRequest,
@@ -53,13 +56,16 @@ from hub_client.v1 import (
     LogoutRequest,
     MemoryType,
     RecallRequest,
+    RedactMessageRequest,
     RefreshTokenRequest,
     RememberRequest,
     ReopenSessionRequest,
+    ReserveTokensRequest,
     RevokeApiKeyRequest,
     RevokeLoginRequest,
     Role,
     SearchRequest,
+    SettleTokensRequest,
     UnarchiveSessionRequest,
     UndeleteSessionRequest,
     UndeleteUserRequest,
@@ -69,6 +75,7 @@ from hub_client.v1 import (
     UpdateUserRequest,
     User,
     UserConfig,
+    WatchSessionRequest,
     WhoAmIRequest,
     options_pb2,
 )
@@ -90,6 +97,7 @@ class World:
     session_id: str
     memory_id: str
     document_id: str
+    reservation_id: str
     login_id: str
     refresh_token: str
     reset_token: str
@@ -129,6 +137,8 @@ async def make_world(tenant: Tenant) -> World:
         AppendMessageRequest(session_id=session.session_id, role=Role.ROLE_USER)
     )
     memory = await client.memory.remember(_remember(user.user_id))
+    reserve = ReserveTokensRequest(user_id=user.user_id, tokens=1)
+    reserved = await client.chat.reserve_tokens(reserve)
     document = await tenant.ingest(user, "Tea", "Tea is made of leaves.")
     spare = await tenant.ingest(user, "Coffee", "Coffee is made of beans.")
     return World(
@@ -138,6 +148,7 @@ async def make_world(tenant: Tenant) -> World:
         session_id=session.session_id,
         memory_id=memory.memory.memory_id,
         document_id=document.document_id,
+        reservation_id=reserved.reservation.reservation_id,
         login_id=login.login_id,
         refresh_token=login.refresh_token,
         reset_token=reset.reset_token,
@@ -180,6 +191,23 @@ def _append(world: World) -> Message:
         model_name="a model",
         model_response_time_ms=5,
         metadata=_metadata(),
+        reservation_id=world.reservation_id,
+    )
+
+
+def _batch(world: World) -> Message:
+    message = BatchMessage(
+        role=Role.ROLE_USER,
+        content="Hello",
+        token_count=1,
+        model_name="a model",
+        model_response_time_ms=5,
+        metadata=_metadata(),
+    )
+    return BatchAppendMessagesRequest(
+        session_id=world.session_id,
+        messages=[message, message],
+        reservation_id=world.reservation_id,
     )
 
 
@@ -254,6 +282,12 @@ _SAMPLES: Final[dict[str, Callable[[World], Message]]] = {
     "GetSession": lambda world: GetSessionRequest(session_id=world.session_id),
     "ListSessions": lambda world: ListSessionsRequest(user_id=world.user_id),
     "AppendMessage": _append,
+    "BatchAppendMessages": _batch,
+    "ForkSession": lambda world: ForkSessionRequest(session_id=world.session_id),
+    "RedactMessage": lambda world: RedactMessageRequest(session_id=world.session_id, seq=1),
+    "WatchSession": lambda world: WatchSessionRequest(session_id=world.session_id, from_seq=1),
+    "ReserveTokens": lambda world: ReserveTokensRequest(user_id=world.user_id, tokens=1),
+    "SettleTokens": lambda world: SettleTokensRequest(reservation_id=world.reservation_id),
     "ListMessages": lambda world: ListMessagesRequest(session_id=world.session_id),
     "ReopenSession": lambda world: ReopenSessionRequest(session_id=world.open_session_id),
     "UpdateSession": lambda world: UpdateSessionRequest(

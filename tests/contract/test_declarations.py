@@ -39,7 +39,7 @@ _WITHOUT_RESOURCE: Final = (
     "CreatePasswordReset",
     "ConfirmPasswordReset",
 )
-_CREATING: Final = ("Create", "Append", "Ingest", "Remember")
+_CREATING: Final = ("Create", "Append", "Batch", "Fork", "Reserve", "Ingest", "Remember")
 
 of_each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 
@@ -69,7 +69,7 @@ def test_there_are_four_services() -> None:
         "hub.v1.MemoryService",
         "hub.v1.KnowledgeService",
     }
-    assert len(METHODS) == 55
+    assert len(METHODS) == 61
 
 
 @of_each_method
@@ -84,7 +84,9 @@ def test_a_method_declares_its_level(method: MethodDescriptor) -> None:
 def test_a_method_declares_whether_it_writes(method: MethodDescriptor) -> None:
     """A name tells the same: what gets, lists, looks for or tells reads, all else writes."""
     access = method.GetOptions().Extensions[options_pb2.access]
-    reads = method.name.startswith(("Get", "List", "Search", "Recall", "WhoAmI", "Introspect"))
+    reads = method.name.startswith(
+        ("Get", "List", "Search", "Recall", "Watch", "WhoAmI", "Introspect")
+    )
     assert access == (Access.ACCESS_READ if reads else Access.ACCESS_WRITE)
 
 

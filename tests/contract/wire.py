@@ -87,14 +87,31 @@ async def call(
     request: Message | bytes,
     *metadata: tuple[str, str],
 ) -> Answer:
-    """Make a call with exactly this metadata; never raises for a refusal."""
+    """Make a call with exactly this metadata; never raises for a refusal.
+
+    A stream counts as answered by its first message, and is left after it.
+    """
     raw = request if isinstance(request, bytes) else request.SerializeToString()
+    if method.server_streaming:
+        return await _first_of(channel.unary_stream(path_of(method)), raw, metadata)
     caller: Any = channel.unary_unary(path_of(method))
     sent = caller(raw, metadata=metadata, timeout=30)
     code, message = await sent.code(), await sent.details()
     trailers = dict(await sent.trailing_metadata())
     response = await sent if code == grpc.StatusCode.OK else b""
     return Answer(code, message, trailers, response)
+
+
+async def _first_of(caller: Any, raw: bytes, metadata: tuple[tuple[str, str], ...]) -> Answer:
+    sent = caller(raw, metadata=metadata, timeout=30)
+    try:
+        response = await sent.read()
+    except grpc.aio.AioRpcError as error:
+        trailers = dict(error.trailing_metadata() or ())
+        return Answer(error.code(), error.details() or "", trailers)
+    sent.cancel()
+    assert response is not grpc.aio.EOF
+    return Answer(grpc.StatusCode.OK, "", {}, response)
 
 
 def bearer(credential: str) -> tuple[str, str]:

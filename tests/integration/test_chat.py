@@ -153,7 +153,7 @@ async def test_a_retried_append_returns_the_same_message(tenant: Tenant, session
         "metadata": {"a": [1, None, {"b": "c"}]},
     }
     first = await _say(tenant.client, session, "once", **values)
-    await _say(tenant.client, session, "another")
+    await _say(tenant.client, session, "another", token_count=1)
     for _ in range(3):
         assert await _say(tenant.client, session, "once", **values) == first
     assert [message.content for message in await _listed(tenant.client, session)] == [
@@ -161,7 +161,7 @@ async def test_a_retried_append_returns_the_same_message(tenant: Tenant, session
         "another",
     ]
     kept = await _get(tenant.client, session)
-    assert (kept.last_seq, kept.total_tokens_used) == (2, 7)
+    assert (kept.last_seq, kept.total_tokens_used) == (2, 8)
 
 
 async def test_32_retries_at_once_append_one_message(tenant: Tenant, session: Session) -> None:
@@ -187,7 +187,7 @@ async def test_retries_that_race_in_two_hubs_append_one_message(
             await until(lambda: waiting_for_locks(tenant.hub) == 2)
         answers = await asyncio.gather(*tasks)
     # One of the two ran into the other, and had to ask again.
-    assert sum("WITH item" in statement for statement in seen) == 3
+    assert sum("WITH call" in statement for statement in seen) == 3
     more = [_say(client, session, "once", request_id="r") for client in clients * 8]
     answers += await asyncio.gather(*more)
     assert answers == [answers[0]] * 18
@@ -295,7 +295,7 @@ async def test_an_item_that_fails_leaves_its_group_alone(
             ]
             await until(lambda: len(submitted) == 2 + len(tasks))
         answers = await asyncio.gather(first, second, *tasks, return_exceptions=True)
-    assert sum("WITH item" in statement for statement in seen) == 3
+    assert sum("WITH call" in statement for statement in seen) == 3
     assert [_outcome(answer) for answer in answers] == [
         "appended",
         "appended",
@@ -356,7 +356,7 @@ async def test_without_chat_history_no_content_is_stored_anywhere(
 ) -> None:
     """Messages are numbered and counted, and neither content nor metadata is in any column."""
     secret, open_text = "canary-kept-secret", "canary-kept-openly"
-    await _say(tenant.client, session, open_text, metadata={"note": [open_text]})
+    await _say(tenant.client, session, open_text, metadata={"note": [open_text]}, token_count=1)
     await _configure(tenant, user, enable_chat_history=False)
     values: dict[str, Any] = {"metadata": {secret: [secret]}, "request_id": "r", "token_count": 5}
     first = await _say(tenant.client, session, secret, **values)
@@ -368,7 +368,7 @@ async def test_without_chat_history_no_content_is_stored_anywhere(
         await _listed(tenant.client, session)
     assert caught.value.metadata == {"feature": "enable_chat_history"}
     kept = await _get(tenant.client, session)
-    assert (kept.last_seq, kept.total_tokens_used) == (2, 5)
+    assert (kept.last_seq, kept.total_tokens_used) == (2, 6)
     await _configure(tenant, user, enable_chat_history=True)
     assert [one.content for one in await _listed(tenant.client, session)] == [open_text, ""]
     assert await _say(tenant.client, session, secret, **values) == first

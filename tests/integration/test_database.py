@@ -27,6 +27,7 @@ from hub_client.v1 import (
     MemoryType,
     RecallRequest,
     RememberRequest,
+    ReserveTokensRequest,
     Role,
     SearchRequest,
     UpdateDefaultConfigRequest,
@@ -36,7 +37,7 @@ from hub_client.v1 import (
 from hub_server import database as database_module
 from hub_server.batching import Batcher
 from hub_server.caller import Caller
-from hub_server.chat.service import PendingAppend
+from hub_server.chat.appends import PendingAppend
 from hub_server.database import Database, as_role, metadata
 from hub_server.errors import HubError, Reason
 from hub_server.identity.access_repository import AccessRepository
@@ -291,6 +292,7 @@ async def _write_to_every_table(tenant: Tenant) -> None:
     await client.knowledge.search(
         SearchRequest(user_id=user.user_id, query="tea", session_id=session.session_id)
     )
+    await client.chat.reserve_tokens(ReserveTokensRequest(user_id=user.user_id, tokens=1))
     await client.identity.update_default_config(
         UpdateDefaultConfigRequest(config=UserConfig(max_sessions=5))
     )
