@@ -190,6 +190,7 @@ class Rpc:
         async def stream(request: bytes, context: Context) -> None:
             call = self._arrived(method, context)
             facts = call.facts()
+            await context.send_initial_metadata(((REQUEST_ID_METADATA, call.request_id),))
             try:
                 with self._logged(call, facts):
                     await self._streamed(call, request, context, facts)
@@ -349,13 +350,15 @@ class Rpc:
         facts["ms"] = round((time.monotonic() - call.started) * 1000, 1)
         if error is not None:
             facts["reason"] = reason_name(error.reason)
-        if error is not None and error.reason in (
-            Reason.REASON_INTERNAL,
-            Reason.REASON_UNAVAILABLE,
-        ):
+        if error is not None and self._is_fault(error):
             log.error("call failed", **facts, cause=causes(error))
         else:
             log.info("call", **facts)
+
+    def _is_fault(self, error: HubError) -> bool:
+        """Tell whether somebody should look into it; that a stopping hub is gone is as it was."""
+        is_gone = error.reason == Reason.REASON_UNAVAILABLE and not self._is_draining
+        return is_gone or error.reason == Reason.REASON_INTERNAL
 
 
 def _compile(method: MethodDescriptor, work: Work) -> _Method:

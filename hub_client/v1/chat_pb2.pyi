@@ -795,10 +795,10 @@ class BatchAppendMessagesResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    MESSAGES_FIELD_NUMBER: _builtins.int
+    APPENDED_MESSAGES_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___AppendedMessage]:
+    def appended_messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___AppendedMessage]:
         """One for each message of the request, in its order; the caller has the rest."""
 
     @_builtins.property
@@ -808,12 +808,12 @@ class BatchAppendMessagesResponse(_message.Message):
     def __init__(
         self,
         *,
-        messages: _abc.Iterable[Global___AppendedMessage] | None = ...,
+        appended_messages: _abc.Iterable[Global___AppendedMessage] | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "messages", b"messages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["appended_messages", b"appended_messages", "created_at", b"created_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -110,7 +110,7 @@ class ChatServicer:
         append = _append_from_pb(request, messages)
         rows = await self._appends.append(caller, retry_of(request), append)
         return pb.BatchAppendMessagesResponse(
-            messages=[
+            appended_messages=[
                 pb.AppendedMessage(
                     seq=row["seq"], message_id=row["message_id"], token_count=row["token_count"]
                 )

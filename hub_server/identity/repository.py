@@ -45,7 +45,10 @@ FROM (SELECT this.start,
              (SELECT coalesce(sum(m.token_count), 0) FROM chat_messages m
               JOIN chat_sessions s ON s.tenant_id = m.tenant_id AND s.session_id = m.session_id
               WHERE s.tenant_id = :tenant_id AND s.user_id = :user_id
-                AND (this.start IS NULL OR m.created_at >= this.start)) AS tokens
+                AND (this.start IS NULL OR m.created_at >= this.start))
+             + (SELECT coalesce(sum(r.used_tokens - r.message_tokens), 0) FROM token_reservations r
+                WHERE r.tenant_id = :tenant_id AND r.user_id = :user_id
+                  AND r.settled_at >= coalesce(this.start, '-infinity')) AS tokens
       FROM (SELECT hub_period_start(c.budget_period, c.timezone) AS start FROM user_configs c
             WHERE c.tenant_id = :tenant_id AND c.user_id = :user_id) this) period
 WHERE g.tenant_id = :tenant_id AND g.user_id = :user_id
@@ -56,16 +59,18 @@ WHERE g.tenant_id = :tenant_id AND g.user_id = :user_id
 _INVALID_PARAMETER: Final = "22023"
 
 # What users have used: of one of them or of a page, most tokens first. A period that is over
-# counts as not begun; nothing is written for that.
+# counts as not begun, and an expired reservation as released; nothing is written for that.
 _USAGE: Final = """
-SELECT g.user_id, g.total_tokens_used, g.reserved_tokens, period.start AS period_start,
-       period.used AS period_tokens_used,
+SELECT g.user_id, g.total_tokens_used, reserved.tokens AS reserved_tokens,
+       period.start AS period_start, period.used AS period_tokens_used,
        CASE WHEN c.max_tokens IS NOT NULL  -- greatest() would make 0 of no limit
-            THEN greatest(c.max_tokens - period.used - g.reserved_tokens, 0) END AS tokens_left,
+            THEN greatest(c.max_tokens - period.used - reserved.tokens, 0)
+       END AS tokens_left,
        (SELECT count(*) FROM chat_sessions s WHERE s.tenant_id = g.tenant_id
             AND s.user_id = g.user_id AND s.is_active AND s.deleted_at IS NULL) AS active_sessions,
-       (SELECT coalesce(sum(s.last_seq), 0) FROM chat_sessions s WHERE s.tenant_id = g.tenant_id
-            AND s.user_id = g.user_id AND s.deleted_at IS NULL)::bigint AS messages,
+       (SELECT coalesce(sum(s.last_seq - s.parent_seq), 0) FROM chat_sessions s
+        WHERE s.tenant_id = g.tenant_id AND s.user_id = g.user_id
+            AND s.deleted_at IS NULL)::bigint AS messages,
        (SELECT count(*) FROM memory_store m WHERE m.tenant_id = g.tenant_id
             AND m.user_id = g.user_id AND m.deleted_at IS NULL) AS memories,
        (SELECT count(*) FROM documents d WHERE d.tenant_id = g.tenant_id
@@ -79,6 +84,11 @@ CROSS JOIN LATERAL (
                        WHEN g.period_start = start THEN g.period_tokens_used
                        ELSE 0 END AS used
     FROM (SELECT hub_period_start(c.budget_period, c.timezone) AS start) this) period
+CROSS JOIN LATERAL (
+    SELECT (g.reserved_tokens - coalesce(sum(r.held_tokens), 0))::bigint AS tokens
+    FROM token_reservations r
+    WHERE r.tenant_id = g.tenant_id AND r.user_id = g.user_id AND r.expires_at <= now()
+      AND r.held_tokens > 0) reserved
 WHERE g.tenant_id = :tenant_id AND {which}
 """
 _BYTES: Final = """

@@ -106,6 +106,7 @@ class World:
     operator_key: str
     # What a valid request uses up.
     open_session_id: str
+    spare_reservation_id: str
     spare_document_id: str
     spare_user_id: str
     spare_tenant_id: str
@@ -138,7 +139,7 @@ async def make_world(tenant: Tenant) -> World:
     )
     memory = await client.memory.remember(_remember(user.user_id))
     reserve = ReserveTokensRequest(user_id=user.user_id, tokens=1)
-    reserved = await client.chat.reserve_tokens(reserve)
+    reserved, spare_reserved = [await client.chat.reserve_tokens(reserve) for _ in range(2)]
     document = await tenant.ingest(user, "Tea", "Tea is made of leaves.")
     spare = await tenant.ingest(user, "Coffee", "Coffee is made of beans.")
     return World(
@@ -156,6 +157,7 @@ async def make_world(tenant: Tenant) -> World:
         token=await issue(tenant, USER_TOKEN, user),
         operator_key=await asyncio.to_thread(operator_of, tenant.hub),
         open_session_id=other.session_id,
+        spare_reservation_id=spare_reserved.reservation.reservation_id,
         spare_user_id=spare_user.user_id,
         spare_tenant_id=(await tenant.hub.new_tenant()).tenant_id,
         spare_document_id=spare.document_id,
@@ -287,7 +289,7 @@ _SAMPLES: Final[dict[str, Callable[[World], Message]]] = {
     "RedactMessage": lambda world: RedactMessageRequest(session_id=world.session_id, seq=1),
     "WatchSession": lambda world: WatchSessionRequest(session_id=world.session_id, from_seq=1),
     "ReserveTokens": lambda world: ReserveTokensRequest(user_id=world.user_id, tokens=1),
-    "SettleTokens": lambda world: SettleTokensRequest(reservation_id=world.reservation_id),
+    "SettleTokens": lambda world: SettleTokensRequest(reservation_id=world.spare_reservation_id),
     "ListMessages": lambda world: ListMessagesRequest(session_id=world.session_id),
     "ReopenSession": lambda world: ReopenSessionRequest(session_id=world.open_session_id),
     "UpdateSession": lambda world: UpdateSessionRequest(

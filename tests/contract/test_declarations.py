@@ -31,6 +31,7 @@ _PUBLIC: Final = ("Login", "RefreshToken", "ConfirmPasswordReset")
 _SHOWN_ONCE: Final = ("CreatePasswordReset",)
 _WITHOUT_RESOURCE: Final = (
     "DeleteDocument",
+    "WatchSession",  # its answers are events
     "RefreshToken",
     "Logout",
     "RevokeLogin",
@@ -144,20 +145,24 @@ def test_a_request_and_a_response_are_their_own_messages(method: MethodDescripto
     assert method.input_type.name == f"{method.name}Request"
     assert method.output_type.name == f"{method.name}Response"
     assert not method.client_streaming
-    assert not method.server_streaming
+    assert method.server_streaming == method.name.startswith("Watch")
 
 
 @of_each_method
 def test_a_response_bears_its_resource_under_its_own_name(method: MethodDescriptor) -> None:
     """`user`, `session`, …, in the plural in lists; results of searches in `hits`."""
-    resources = [field for field in method.output_type.fields if _is_ours(field)]
+    resources = [
+        field
+        for field in method.output_type.fields
+        if _is_ours(field) and field.containing_oneof is None
+    ]
     assert len(resources) == (method.name not in _WITHOUT_RESOURCE)
     for field in resources:
         assert field.message_type is not None
         kind = re.sub(r"(?<!^)(?=[A-Z])", "_", field.message_type.name).lower()
         if method.name in ("Search", "Recall"):
             assert (field.name, field.is_repeated) == ("hits", True)
-        elif method.name.startswith("List"):
+        elif method.name.startswith(("List", "Batch")):
             assert field.is_repeated
             assert field.name == re.sub("([^aeiou])ys$", r"\1ies", f"{kind}s")
         else:
@@ -173,7 +178,10 @@ def _is_ours(field: FieldDescriptor) -> bool:
 def test_a_list_has_pages(method: MethodDescriptor) -> None:
     """What can be long is paged: `page_size`, `page_token` and `next_page_token`, or `top_k`."""
     asked, answered = method.input_type.fields_by_name, method.output_type.fields_by_name
-    is_long = any(field.is_repeated and field.message_type for field in method.output_type.fields)
+    is_as_long_as_asked = method.name.startswith("Batch")
+    is_long = not is_as_long_as_asked and any(
+        field.is_repeated and field.message_type for field in method.output_type.fields
+    )
     is_list = method.name.startswith("List")
     assert is_long == (is_list or "top_k" in asked)
     assert is_list == ("next_page_token" in answered)

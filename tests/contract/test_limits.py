@@ -7,6 +7,7 @@ import grpc
 import pytest
 from google.protobuf import timestamp_pb2
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
 
 from hub_client.v1 import RememberRequest
 from tests.contract.breaches import Case, breaches, extremes, fields_of, limits_of
@@ -112,13 +113,20 @@ async def test_all_bad_fields_are_named_at_once(
     bad = {
         case.field: case
         for case in _BREACHES
-        if case.method is method and case.limit not in ("struct", "required")
+        if case.method is method
+        and case.limit not in ("struct", "required")
+        and not _is_long_batch(case)
     }
     request = sample(method.name, world)
     for case in bad.values():
         case.apply(request)
     answer = await call(channel, method, request, bearer(world.credential(method)))
     assert answer.bad_fields == {case.named for case in bad.values()}
+
+
+def _is_long_batch(case: Case) -> bool:
+    """Of a batch that is too long, no message is looked at."""
+    return isinstance(case.value, list) and isinstance(case.value[0], Message)
 
 
 @pytest.mark.parametrize("raw", [b"\xff", b"\x0a\x05abc"], ids=["noise", "cut short"])

@@ -13,15 +13,20 @@ from hub_client.v1 import options_pb2
 from tests.contract.breaches import fields_of, limits_of
 from tests.contract.samples import World, sample
 from tests.contract.wire import METHODS, Answer, bearer, call, path_of
+from tests.integration.test_database import until
 
 of_each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 
 
 def _mark(request: Message, method: MethodDescriptor, mark: str, *, spoil: bool) -> None:
     """Write the mark into all sensitive fields of a request; with `spoil`, break a limit too."""
-    for (name, *below), field in fields_of(method.input_type):
-        if not below and field.GetOptions().Extensions[options_pb2.sensitive]:
-            _write(request, name, _text(field, mark) + ("\0" if spoil else ""))
+    for path, field in fields_of(method.input_type):
+        parent, (*above, name) = request, path
+        for one in above:
+            inner = getattr(parent, one.removesuffix("[0]"))
+            parent = inner[0] if one.endswith("[0]") else inner
+        if field.GetOptions().Extensions[options_pb2.sensitive]:
+            _write(parent, name, _text(field, mark) + ("\0" if spoil else ""))
 
 
 def _write(request: Any, name: str, text: str) -> None:
@@ -51,6 +56,7 @@ async def test_words_and_secrets_reach_neither_log_nor_error(
     _mark(request, method, mark, spoil=spoil)
     with capture_logs() as lines:
         answer = await call(channel, method, request, bearer(world.credential(method)))
+        await until(lambda: any(line.get("method") == path_of(method) for line in lines))
     (line,) = (line for line in lines if line.get("method") == path_of(method))
     assert line["request_id"] == answer.trailers["x-request-id"]
     key = world.credential(method)

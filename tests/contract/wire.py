@@ -109,9 +109,10 @@ async def _first_of(caller: Any, raw: bytes, metadata: tuple[tuple[str, str], ..
     except grpc.aio.AioRpcError as error:
         trailers = dict(error.trailing_metadata() or ())
         return Answer(error.code(), error.details() or "", trailers)
+    bears = dict(await sent.initial_metadata())
     sent.cancel()
     assert response is not grpc.aio.EOF
-    return Answer(grpc.StatusCode.OK, "", {}, response)
+    return Answer(grpc.StatusCode.OK, "", bears, response)
 
 
 def bearer(credential: str) -> tuple[str, str]:
