@@ -35,6 +35,8 @@ _CONFIGURATION: Final = """
 listen_addresses = ''
 unix_socket_permissions = 0700
 """
+# Beside the hub's own: `hub admin`, and who looks inside with psql.
+_SPARE_CONNECTIONS: Final = 10
 
 
 class DataDirBusyError(RuntimeError):
@@ -67,12 +69,12 @@ def _holder(lock: IO[str]) -> str:
 
 
 @contextmanager
-def embedded_postgres(data_dir: Path) -> Iterator[str]:
+def embedded_postgres(data_dir: Path, *, connections: int = 0) -> Iterator[str]:
     """Run Postgres over ``data_dir/postgres`` and yield its superuser's URL; stop it at the end.
 
-    A server left behind by a killed hub is taken over. Raises psycopg's OperationalError when it
-    does not accept connections within five minutes (crash recovery included), and RuntimeError
-    when the folder belongs to another major version.
+    It accepts at least so many ``connections``. A server left behind by a killed hub is taken
+    over. Raises psycopg's OperationalError when it does not accept connections within five minutes
+    (crash recovery included), and RuntimeError when the folder belongs to another major version.
     """
     folder = (data_dir / "postgres").resolve()
     if pgdata_version(folder) not in (None, POSTGRES_VERSION):
@@ -84,9 +86,11 @@ def embedded_postgres(data_dir: Path) -> Iterator[str]:
     # never does; so it registers nobody (cleanup_mode None), and this context stops the server.
     server = PostgresServer(folder, cleanup_mode=None, postgres_version=POSTGRES_VERSION)
     try:
-        _start(server)
-        url = _superuser_url(server, server.get_postmaster_info())
-        _ensure_database(url)
+        url = _start(server)
+        if _most_connections(url) < connections + _SPARE_CONNECTIONS:
+            _configure(server.pgdata, f"max_connections = {connections + _SPARE_CONNECTIONS}\n")
+            server.stop()
+            url = _start(server)
         yield url.set(database=DATABASE).render_as_string(hide_password=False)
     finally:
         server.stop()
@@ -128,11 +132,24 @@ def _is_finished(folder: Path) -> bool:
     return file.exists() and _CONFIGURATION in file.read_text()
 
 
-def _start(server: PostgresServer) -> None:
+def _configure(folder: Path, lines: str) -> None:
+    """Set what holds from the next start of Postgres on; of a name's lines the last one counts."""
+    with (folder / _CONFIGURATION_FILE).open("a") as configuration:
+        configuration.write(lines)
+
+
+def _start(server: PostgresServer) -> URL:
+    """Start it unless it runs; return the superuser's URL once it accepts connections."""
     server.ensure_pgdata_inited()
     if not _is_finished(server.pgdata):
-        with (server.pgdata / _CONFIGURATION_FILE).open("a") as configuration:
-            configuration.write(_CONFIGURATION)
+        _configure(server.pgdata, _CONFIGURATION)
+    _ensure_running(server)
+    url = _superuser_url(server, server.get_postmaster_info())
+    _ensure_database(url)
+    return url
+
+
+def _ensure_running(server: PostgresServer) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while True:
         try:
@@ -169,6 +186,12 @@ def _ensure_database(url: URL) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(_POLL_SECONDS)
+
+
+def _most_connections(url: URL) -> int:
+    with psycopg.connect(url.render_as_string(hide_password=False)) as connection:
+        row = connection.execute("SELECT current_setting('max_connections')::int").fetchone()
+        return int(row[0]) if row else 0
 
 
 def _create(connection: psycopg.Connection) -> None:

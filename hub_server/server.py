@@ -3,8 +3,8 @@
 import asyncio
 import datetime as dt
 import signal
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Final, cast
 
 import grpc
@@ -68,22 +68,43 @@ async def serving(settings: Settings, database_url: str) -> AsyncIterator[str]:
     and ContractError.
     """
     async with AsyncExitStack() as stack:
-        database = Database(
-            database_url,
-            role=settings.server_role,
-            pool_size=settings.pool_size,
-            pooler=settings.pooler == "transaction",
-        )
+        database = _database(settings, database_url)
         stack.push_async_callback(database.close)
-        await preflight.check(database)
-        key_file = settings.data_dir / "service.key"
-        if await ensure_default_tenant(database, key_file):
-            log.info("first start", service_key=str(key_file))
+        await _prepare(settings, database)
         embedder = await asyncio.to_thread(load_embedder, settings.embedding)
         servicers, ingestion = await _compose(settings, database, embedder, stack)
         for job in (ingestion.run(), purge.run(database)):
             stack.push_async_callback(_cancel, asyncio.create_task(job))
         yield await _listen(settings, database, servicers, stack)
+
+
+async def prepare(settings: Settings, database_url: str) -> None:
+    """Do, before workers start at once, what one alone shall do: the first start.
+
+    Raises UnfitDatabaseError, and ValueError when HUB_PEPPER is malformed.
+    """
+    database = _database(settings, database_url)
+    try:
+        await _prepare(settings, database)
+        read_peppers(settings)
+    finally:
+        await database.close()
+
+
+def _database(settings: Settings, url: str) -> Database:
+    return Database(
+        url,
+        role=settings.server_role,
+        pool_size=settings.pool_size,
+        pooler=settings.pooler == "transaction",
+    )
+
+
+async def _prepare(settings: Settings, database: Database) -> None:
+    await preflight.check(database)
+    key_file = settings.data_dir / "service.key"
+    if await ensure_default_tenant(database, key_file):
+        log.info("first start", service_key=str(key_file))
 
 
 async def _compose(
@@ -153,10 +174,11 @@ async def _listen(
         default_deadline=settings.default_deadline,
         stall=settings.stall,
     )
-    # Without so_reuseport=0 a second hub on this port would silently take half of the calls.
     server = grpc.aio.server(
         options=(
-            ("grpc.so_reuseport", 0),
+            # Without 0 a second hub on this port would silently take half of the calls. Workers
+            # share one, which their parent holds against every other hub; see cli.port.
+            ("grpc.so_reuseport", int(settings.workers > 1)),
             ("grpc.max_receive_message_length", _LARGEST_REQUEST),
             ("grpc.max_send_message_length", _LARGEST_ANSWER),
             # Calls that gRPC has read and we have not seen yet: beyond these it answers a bare
@@ -224,6 +246,14 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 
 async def run(settings: Settings, database_url: str) -> None:
     """Serve until SIGTERM or SIGINT."""
+    stopped = stop_signal()
+    async with serving(settings, database_url) as address:
+        with announced(settings, address):
+            await stopped.wait()
+
+
+def stop_signal() -> asyncio.Event:
+    """Return an event that SIGTERM and SIGINT set from now on, instead of ending the process."""
     stopped, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def stop(*_: object) -> None:
@@ -234,14 +264,19 @@ async def run(settings: Settings, database_url: str) -> None:
         # Not loop.add_signal_handler, which ends with the loop: a second signal would then kill
         # this process before it has stopped its Postgres.
         signal.signal(number, stop)
-    async with serving(settings, database_url) as address:
-        file = settings.data_dir / "address"
-        file.write_text(address)
-        # For people; the log line below is for programs.
-        print(  # noqa: T201
-            f"Cortex Hub listens on {address}, its data is in {settings.data_dir}", flush=True
-        )
-        log.info("serving", address=address)
-        await stopped.wait()
-        log.info("stopping")
-        file.unlink(missing_ok=True)
+    return stopped
+
+
+@contextmanager
+def announced(settings: Settings, address: str) -> Iterator[None]:
+    """Tell people and programs where the hub serves, for as long as it does."""
+    file = settings.data_dir / "address"
+    file.write_text(address)
+    # For people; the log line below is for programs.
+    print(  # noqa: T201
+        f"Cortex Hub listens on {address}, its data is in {settings.data_dir}", flush=True
+    )
+    log.info("serving", address=address)
+    yield
+    log.info("stopping")
+    file.unlink(missing_ok=True)

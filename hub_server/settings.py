@@ -12,10 +12,13 @@ _POSTGRES_URL = re.compile(r"postgres(ql)?(\+[a-z0-9]+)?://")
 _ADDRESS = re.compile(r"(\[[^\]]+\]|[^:\[\]]*):(\d{1,5})")
 _GREATEST_PORT = 65_535
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+# Of each worker, beside those for calls; see database.
+_SYSTEM_CONNECTIONS = 4
+_MOST_EMBEDDED_CONNECTIONS = 1000
 
 
 class Settings(BaseSettings):
-    """The settings of one hub process; README lists them for operators.
+    """The settings of one hub; docs/settings.md lists them for operators.
 
     Raises pydantic's ``ValidationError`` when a value is malformed or two contradict each other.
     """
@@ -26,6 +29,7 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(default=Path(".hub"), description="Where the hub keeps its own files.")
     listen: str = Field(default="127.0.0.1:50051", description="host:port; port 0 = any free one.")
+    workers: int = Field(default=1, ge=1, le=64, description="Processes that share one address.")
     tls_cert: Path | None = Field(default=None, description="PEM certificate chain; needs tls_key.")
     tls_key: Path | None = Field(default=None, description="PEM private key; needs tls_cert.")
     allow_plaintext: bool = Field(
@@ -50,7 +54,9 @@ class Settings(BaseSettings):
     pooler: Literal["none", "transaction"] = Field(
         default="none", description="transaction: a transaction-mode pooler stands before Postgres."
     )
-    pool_size: int = Field(default=10, ge=1, le=200, description="Postgres connections for calls.")
+    pool_size: int = Field(
+        default=10, ge=1, le=200, description="Postgres connections for calls, of each worker."
+    )
 
     pepper: SecretStr | None = Field(
         default=None,
@@ -136,6 +142,22 @@ class Settings(BaseSettings):
     def with_reflection(self) -> bool:
         """Whether reflection is served."""
         return self.on_loopback if self.reflection is None else self.reflection
+
+    @property
+    def connections(self) -> int:
+        """How many connections to Postgres all workers together may have."""
+        return self.workers * (self.pool_size + _SYSTEM_CONNECTIONS)
+
+    @model_validator(mode="after")
+    def _connections_suffice(self) -> Self:
+        if self.database_url is None and self.connections > _MOST_EMBEDDED_CONNECTIONS:
+            message = (
+                f"HUB_WORKERS={self.workers} with HUB_POOL_SIZE={self.pool_size} may need "
+                f"{self.connections} connections, the hub's own Postgres has at most "
+                f"{_MOST_EMBEDDED_CONNECTIONS}"
+            )
+            raise ValueError(message)
+        return self
 
     @model_validator(mode="after")
     def _transport_is_safe(self) -> Self:

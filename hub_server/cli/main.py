@@ -9,7 +9,7 @@ import typer
 from pydantic import ValidationError
 
 from hub_server import server
-from hub_server.cli import admin
+from hub_server.cli import admin, supervisor, worker
 from hub_server.cli.own_postgres import end_leases, own_postgres
 from hub_server.database import as_role
 from hub_server.errors import HubError
@@ -54,13 +54,20 @@ def serve() -> None:
     for name in Settings.unknown(os.environ):
         typer.echo(f"hub: {name} is no setting of the hub", err=True)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
+    run = server.run if settings.workers == 1 else supervisor.run
     if settings.database_url is not None:
-        asyncio.run(server.run(settings, settings.database_url.get_secret_value()))
+        asyncio.run(run(settings, settings.database_url.get_secret_value()))
         return
     with own_postgres(settings) as url:
         migrate(url, settings.server_role)
         end_leases(url)
-        asyncio.run(server.run(settings, as_role(url, settings.server_role)))
+        asyncio.run(run(settings, as_role(url, settings.server_role)))
+
+
+@app.command("worker", hidden=True)
+def worker_command() -> None:
+    """Serve as one of HUB_WORKERS processes; `hub serve` starts it, and nobody else."""
+    worker.serve()
 
 
 @app.command("migrate")

@@ -30,7 +30,8 @@ def own_postgres(settings: Settings, *, shared: bool = False) -> Iterator[str]:
                 raise
             yield running_postgres(settings.data_dir)
             return
-        with _guarded(embedded_postgres(settings.data_dir)) as url:
+        postgres = embedded_postgres(settings.data_dir, connections=settings.connections)
+        with _guarded(postgres) as url:
             yield url
 
 
