@@ -29,7 +29,9 @@ _START_SECONDS: Final = 300.0
 _POLL_SECONDS: Final = 0.2
 # The fallback socket directory (taken when the data path is too long for a unix socket) can be
 # entered by everybody, and the cluster trusts who reaches its socket: the socket itself is private.
-_CONFIGURATION_FILE: Final = "postgresql.auto.conf"
+# Not in the file of ALTER SYSTEM, which writes that anew, or empties it.
+_CONFIGURATION_FILE: Final = "postgresql.conf"
+_ALTER_SYSTEM_FILE: Final = "postgresql.auto.conf"
 _CONFIGURATION: Final = """
 # Written by Cortex Hub.
 listen_addresses = ''
@@ -88,7 +90,9 @@ def embedded_postgres(data_dir: Path, *, connections: int = 0) -> Iterator[str]:
     try:
         url = _start(server)
         if _most_connections(url) < connections + _SPARE_CONNECTIONS:
-            _configure(server.pgdata, f"max_connections = {connections + _SPARE_CONNECTIONS}\n")
+            # In this file, since it must outdo what an operator has set there.
+            with (server.pgdata / _ALTER_SYSTEM_FILE).open("a") as file:
+                file.write(f"max_connections = {connections + _SPARE_CONNECTIONS}\n")
             server.stop()
             url = _start(server)
         yield url.set(database=DATABASE).render_as_string(hide_password=False)
@@ -128,21 +132,20 @@ def _set_aside_unfinished(folder: Path) -> None:
 
 def _is_finished(folder: Path) -> bool:
     """Tell whether initdb ran to its end: our configuration is written right after it."""
-    file = folder / _CONFIGURATION_FILE
+    # Hubs before this one wrote it to the other file.
+    return any(_is_configured(folder / name) for name in (_CONFIGURATION_FILE, _ALTER_SYSTEM_FILE))
+
+
+def _is_configured(file: Path) -> bool:
     return file.exists() and _CONFIGURATION in file.read_text()
-
-
-def _configure(folder: Path, lines: str) -> None:
-    """Set what holds from the next start of Postgres on; of a name's lines the last one counts."""
-    with (folder / _CONFIGURATION_FILE).open("a") as configuration:
-        configuration.write(lines)
 
 
 def _start(server: PostgresServer) -> URL:
     """Start it unless it runs; return the superuser's URL once it accepts connections."""
     server.ensure_pgdata_inited()
-    if not _is_finished(server.pgdata):
-        _configure(server.pgdata, _CONFIGURATION)
+    if not _is_configured(server.pgdata / _CONFIGURATION_FILE):
+        with (server.pgdata / _CONFIGURATION_FILE).open("a") as file:
+            file.write(_CONFIGURATION)
     _ensure_running(server)
     url = _superuser_url(server, server.get_postmaster_info())
     _ensure_database(url)

@@ -176,6 +176,17 @@ async def test_a_server_that_does_not_reach_the_disk_is_refused() -> None:
             await _until(url, f"SHOW {setting}", "on")
 
 
+def test_an_embedded_postgres_keeps_its_data_and_gets_the_connections_it_needs() -> None:
+    """Also one whose operator used ALTER SYSTEM, which rewrites the file of our settings."""
+    with TemporaryDirectory(prefix="hub-") as folder:
+        with embedded_postgres(Path(folder)) as url:
+            _sql(url, "CREATE TABLE kept ()", "ALTER SYSTEM SET max_connections = 50")
+        with embedded_postgres(Path(folder), connections=150) as url:
+            assert _sql(url, "SELECT FROM kept") == []
+            assert _sql(url, "SHOW unix_socket_permissions") == [("0700",)]
+            assert int(_sql(url, "SHOW max_connections")[0][0]) >= 150
+
+
 async def _until(url: str, query: str, value: object) -> None:
     """Wait until a query returns this value; Postgres tells nobody when that will be."""
     async with asyncio.timeout(60):

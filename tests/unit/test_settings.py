@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 
+from hub_server.database import Database
 from hub_server.settings import Settings
 
 _CERTIFICATE: dict[str, Any] = {"tls_cert": Path("cert.pem"), "tls_key": Path("key.pem")}
@@ -93,6 +95,8 @@ def test_reflection_follows_its_setting(*, reflection: bool) -> None:
         ("embedding", "unheard-of"),
         ("pooler", "session"),
         ("pool_size", 0),
+        ("workers", 0),
+        ("workers", 65),
         ("max_calls", 0),
         ("default_deadline", 0),
         ("default_deadline", 65),
@@ -106,6 +110,25 @@ def test_a_value_out_of_range_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ValidationError) as caught:
         Settings(**{name: value})
     assert [error["loc"] for error in caught.value.errors()] == [(name,)]
+
+
+def test_more_connections_than_the_own_postgres_has_are_refused() -> None:
+    """What all pools together may need is told at start, not when the last one fills."""
+    assert Settings(workers=10, pool_size=96).connections == 1000
+    with pytest.raises(ValidationError, match="may need 1010 connections"):
+        Settings(workers=10, pool_size=97)
+    given = SecretStr("postgresql://db/hub")
+    assert Settings(workers=10, pool_size=97, database_url=given).connections == 1010
+
+
+def test_the_connections_counted_are_those_that_are_made() -> None:
+    """A worker has the pool for calls and the one that looks across tenants."""
+    settings = Settings(pool_size=7)
+    database = Database("postgresql://db/hub", role="hub_server", pool_size=settings.pool_size)
+    pools = [database._tenants.pool, database._system.pool]
+    sizes = [pool.size() for pool in pools if isinstance(pool, AsyncAdaptedQueuePool)]
+    assert len(sizes) == 2
+    assert sum(sizes) == settings.connections
 
 
 def test_settings_do_not_show_the_password_of_the_database() -> None:
