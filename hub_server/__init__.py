@@ -3,7 +3,7 @@
 The map of the rooms, from the wire down:
 
 server       the composition root: the only place where the parts meet
-cli          the ``hub`` command
+cli          the ``hub`` command; with several workers, supervisor (the parent), worker and port
 rpc          the one path of every call: authenticate, check, call, translate errors, observe
 limits       levels, field limits and sensitive fields, read from the protos
 errors       ``HubError`` and the one table from reason to gRPC status code
