@@ -77,6 +77,12 @@ def test_what_was_acknowledged_before_another_was_sent_must_have_the_lower_seq()
     assert _found(appends, [(1, "b"), (2, "a")]) == {(Kind.ORDER, "b")}
 
 
+def test_what_was_sent_at_the_very_moment_of_an_acknowledgement_may_stand_before_it() -> None:
+    """A clock that shows the same for both does not tell which came first."""
+    appends = _history(("a", 1, 3, 2), ("b", 3, 4, 1))
+    assert _found(appends, [(1, "b"), (2, "a")]) == set()
+
+
 def test_the_order_is_held_against_the_highest_seq_not_the_latest() -> None:
     """A low seq acknowledged in between does not hide a higher one from before."""
     appends = _history(("a", 1, 2, 3), ("b", 1, 3, 1), ("c", 4, 5, 2))
