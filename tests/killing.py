@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import StrEnum
+from typing import Final
 
 import psutil
 
@@ -15,6 +16,8 @@ from tests.appending import Work
 from tests.cutting import CuttingProxy
 from tests.e2e.test_processes import postmaster_pid, sql
 from tests.support import HubProcess
+
+_MOST_WRITERS: Final = 64
 
 
 class Victim(StrEnum):
@@ -45,7 +48,10 @@ class Killer:
         """Kill these one after the other, at random moments spread over the work."""
         apart = work.total / (len(victims) + 1)
         for number, victim in enumerate(victims, start=1):
-            await work.until(round(apart * (number + self._random.uniform(-0.4, 0.4))))
+            moment = round(apart * (number + self._random.uniform(-0.4, 0.4)))
+            # Not before more were answered than were on their way at the kill before: Postgres
+            # may still be recovering.
+            await work.until(min(work.total, max(moment, len(work.history) + _MOST_WRITERS)))
             # As autovacuum would within a minute, but a kill lets it forget what there is to do;
             # without, a request_id is sought among all those of its user, ever slower.
             await asyncio.to_thread(sql, self._hub, "ANALYZE request_ids")
