@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
+import psutil
 import psycopg
 from sqlalchemy import URL
 
@@ -146,10 +147,44 @@ def _start(server: PostgresServer) -> URL:
     if not _is_configured(server.pgdata / _CONFIGURATION_FILE):
         with (server.pgdata / _CONFIGURATION_FILE).open("a") as file:
             file.write(_CONFIGURATION)
+    _forget_dead_postmaster(server.pgdata)
     _ensure_running(server)
     url = _superuser_url(server, server.get_postmaster_info())
     _ensure_database(url)
     return url
+
+
+def _forget_dead_postmaster(folder: Path) -> None:
+    """Remove the lock files of a postmaster that was killed, once no process of its is left.
+
+    Postgres and the package only ask whether there is a process of that number. It may be another
+    program's by now, or a zombie that nobody waits for, as in a container without an init.
+    """
+    file, deadline = folder / "postmaster.pid", time.monotonic() + _START_SECONDS
+    while file.exists() and not _is_alive(_pid_in(file), folder):
+        if not any(_is_alive(process.pid, folder) for process in psutil.process_iter()):
+            _, _, _, port, socket_folder, *_ = [*file.read_text().splitlines(), *[""] * 5]
+            if socket_folder:
+                Path(socket_folder, f".s.PGSQL.{port}.lock").unlink(missing_ok=True)
+            file.unlink()
+        elif time.monotonic() > deadline:
+            message = f"processes of a Postgres that was killed still work in {folder}"
+            raise RuntimeError(message)
+        else:
+            time.sleep(_POLL_SECONDS)
+
+
+def _pid_in(file: Path) -> int:
+    return int(file.read_text().partition("\n")[0] or 0)
+
+
+def _is_alive(pid: int, folder: Path) -> bool:
+    """Tell whether a process works in the folder, as postmaster and backends do."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()) == folder
+    except psutil.Error:
+        return False
 
 
 def _ensure_running(server: PostgresServer) -> None:

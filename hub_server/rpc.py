@@ -190,9 +190,9 @@ class Rpc:
         async def stream(request: bytes, context: Context) -> None:
             call = self._arrived(method, context)
             facts = call.facts()
-            await context.send_initial_metadata(((REQUEST_ID_METADATA, call.request_id),))
             try:
-                with self._logged(call, facts):
+                with self._logged(call, facts), _cancelled_when_gone():
+                    await context.send_initial_metadata(((REQUEST_ID_METADATA, call.request_id),))
                     await self._streamed(call, request, context, facts)
             except HubError as error:
                 await _abort(context, call, error)
@@ -372,6 +372,15 @@ def _compile(method: MethodDescriptor, work: Work) -> _Method:
         loggable=loggable_fields(method.input_type),
         work=work,
     )
+
+
+@contextmanager
+def _cancelled_when_gone() -> Iterator[None]:
+    """Let a client that went away look the same whether or not something was being sent."""
+    try:
+        yield
+    except grpc.aio.InternalError as error:
+        raise asyncio.CancelledError from error
 
 
 async def _abort(context: Context, call: _Call, error: HubError) -> NoReturn:

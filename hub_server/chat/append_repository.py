@@ -107,9 +107,12 @@ judged AS (
     LEFT JOIN session ON session.session_id = call.session_id
     LEFT JOIN budget ON budget.user_id = session.user_id
     LEFT JOIN reservation ON reservation.reservation_id = call.reservation_id
-    LEFT JOIN request_ids request
-        ON request.tenant_id = :tenant_id ::uuid AND request.user_id = session.user_id
-        AND request.request_id = call.request_id AND request.created_at >= now() - :kept ::interval
+    LEFT JOIN LATERAL (
+        SELECT r.fingerprint, r.resource_id FROM request_ids r
+        WHERE r.tenant_id = :tenant_id ::uuid AND r.user_id = session.user_id
+          AND r.request_id = call.request_id AND r.created_at >= now() - :kept ::interval
+        LIMIT 1  -- and so a look-up for each call, whatever Postgres believes of the table's size
+    ) request ON true
 ),
 summed AS (
     SELECT judged.*, tokens - drawn AS needed,

@@ -149,6 +149,27 @@ def test_a_killed_postgres_loses_no_acknowledged_append(hub: HubProcess) -> None
         check_nothing_lost(client, session_id, writers)
 
 
+def test_a_lock_file_that_names_another_program_does_not_keep_the_hub_away(
+    hub: HubProcess,
+) -> None:
+    """After a kill -9 of everything its Postgres' number may be anybody's; nothing is lost."""
+    address = hub.start()
+    with HubClient(address, hub.key) as client:
+        session_id = new_session(client)
+        append(client, session_id, "a")
+    postmaster = psutil.Process(postmaster_pid(hub))
+    hub.kill()
+    for process in (postmaster, *postmaster.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    file = hub.data_dir / "postgres" / "postmaster.pid"
+    number, _, rest = file.read_text().partition("\n")
+    assert number == str(postmaster.pid)
+    file.write_text(f"{os.getpid()}\n{rest}")
+    with HubClient(hub.start(), hub.key) as client:
+        assert listed(client, session_id) == [(1, "a")]
+
+
 def postmaster_pid(hub: HubProcess) -> int:
     """Return the process id of the hub's own Postgres."""
     return int((hub.data_dir / "postgres" / "postmaster.pid").read_text().splitlines()[0])

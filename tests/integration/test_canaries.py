@@ -28,6 +28,7 @@ from hub_client.v1 import (
     LoginRequest,
     MemoryType,
     RememberRequest,
+    ReserveTokensRequest,
     Role,
     options_pb2,
 )
@@ -108,6 +109,7 @@ async def _person(tenant: Tenant, canary: str, name: str) -> dict[str, str]:
         IngestDocumentRequest(user_id=user_id, title=canary, text=f"Tea is hot {canary}")
     )
     await settled(client, taken.document.document_id)
+    reserved = await client.chat.reserve_tokens(ReserveTokensRequest(user_id=user_id, tokens=1))
     login = await client.identity.login(LoginRequest(email=user.email, password=_PASSWORD))
     key = await client.identity.create_api_key(
         CreateApiKeyRequest(name=canary, scopes=[Scope.SCOPE_CHAT_READ])
@@ -117,6 +119,7 @@ async def _person(tenant: Tenant, canary: str, name: str) -> dict[str, str]:
         "session_id": session_id,
         "memory_id": memory.memory.memory_id,
         "document_id": taken.document.document_id,
+        "reservation_id": reserved.reservation.reservation_id,
         "login_id": login.login_id,
         "api_key_id": key.api_key.api_key_id,
         "tenant_id": tenant.tenant_id,
@@ -143,7 +146,9 @@ def _fill(
             continue  # made up they only keep a call from what is tested here
         if not limits.required and chance.random() < 0.4:
             continue
-        if field.is_repeated:
+        if field.is_repeated and field.message_type is not None:
+            _fill(chance, getattr(message, field.name).add(), whose, canary)
+        elif field.is_repeated:
             getattr(message, field.name).append(chance.randint(1, 13))
         elif field.message_type is not None:
             inner = getattr(message, field.name)

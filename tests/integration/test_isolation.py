@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from psycopg import sql
 
+from hub_client import AsyncHubClient
 from hub_client.v1 import (
     ApiKey,
     AppendMessageRequest,
@@ -26,6 +27,7 @@ from hub_client.v1 import (
     Level,
     MemoryType,
     RememberRequest,
+    ReserveTokensRequest,
     Role,
     options_pb2,
 )
@@ -271,11 +273,17 @@ async def _move_in(tenant: Tenant, number: int) -> Person:
         "session_id": session.session_id,
         "memory_id": memories[0].memory.memory_id,
         "document_id": documents[0].document.document_id,
+        "reservation_id": await _reserved(client, user_id),
         "login_id": await _logged_in(tenant, user_id),
         "api_key_id": (await _new_key(tenant)).api_key_id,
         "tenant_id": tenant.tenant_id,
     }
     return Person(tenant, await token_of(tenant, user_id), ids, _ids_of(tenant.hub, user_id))
+
+
+async def _reserved(client: AsyncHubClient, user_id: str) -> str:
+    request = ReserveTokensRequest(user_id=user_id, tokens=1, request_id="reservation")
+    return (await client.chat.reserve_tokens(request)).reservation.reservation_id
 
 
 async def _logged_in(tenant: Tenant, user_id: str) -> str:
@@ -382,7 +390,8 @@ def _fill(message: Message, ids: dict[str, str]) -> None:
         if field.name in ids:
             setattr(message, field.name, ids[field.name])
         elif limits.required and field.message_type is not None:
-            _fill(getattr(message, field.name), ids)
+            inner = getattr(message, field.name)
+            _fill(inner.add() if field.is_repeated else inner, ids)
         elif limits.required and field.is_repeated:
             getattr(message, field.name).append(1)
         elif limits.required:

@@ -21,6 +21,7 @@ from hub_client.v1 import (
     LoginRequest,
     MemoryType,
     RememberRequest,
+    ReserveTokensRequest,
     options_pb2,
 )
 from hub_server.ids import new_id
@@ -191,11 +192,13 @@ async def _resources(client: AsyncHubClient) -> dict[str, str]:
         IngestDocumentRequest(user_id=user_id, title=_CANARY, text=_CANARY)
     )
     await settled(client, taken.document.document_id)
+    reserved = await client.chat.reserve_tokens(ReserveTokensRequest(user_id=user_id, tokens=1))
     return {
         "user_id": user_id,
         "session_id": session.session.session_id,
         "memory_id": memory.memory.memory_id,
         "document_id": taken.document.document_id,
+        "reservation_id": reserved.reservation.reservation_id,
     }
 
 
@@ -221,10 +224,11 @@ def _fill(message: Message, ids: dict[str, str], text: str) -> None:
         elif is_sensitive:
             made = f"{text}{new_id()}@example.org" if limits.email else f"{text} {new_id()}"
             setattr(message, one.name, made)
+        elif limits.required and one.message_type is not None:
+            inner = getattr(message, one.name)
+            _fill(inner.add() if one.is_repeated else inner, ids, text)
         elif limits.required and one.is_repeated:
             getattr(message, one.name).append(1)
-        elif limits.required and one.message_type is not None:
-            _fill(getattr(message, one.name), ids, text)
         elif limits.required:
             setattr(message, one.name, "x" if one.type == FieldDescriptor.TYPE_STRING else 1)
 

@@ -81,8 +81,13 @@ async def ask(
     timeout: float | None = 30,  # noqa: ASYNC109 - a deadline on the wire
     request_id: str | None = None,
 ) -> Answer:
-    """Make one call with nothing in between: no retries, no request id of its own."""
+    """Make one call with nothing in between: no retries, no request id of its own.
+
+    Of a stream it is the first message that is answered; then the stream is cancelled.
+    """
     raw = request if isinstance(request, bytes) else request.SerializeToString()
+    if method.server_streaming:
+        return await _first_of(channel, method, raw, key, request_id)
     call = sent(channel, method, raw, key, timeout, request_id)
     try:
         response = GetMessageClass(method.output_type).FromString(await call)
@@ -90,6 +95,24 @@ async def ask(
         return _refusal(error)
     trailers = dict(await call.trailing_metadata())
     return Answer(_OK, str(trailers["x-request-id"]), response)
+
+
+async def _first_of(
+    channel: grpc.aio.Channel,
+    method: MethodDescriptor,
+    request: bytes,
+    key: str | None,
+    request_id: str | None,
+) -> Answer:
+    multi: Any = channel.unary_stream(_path(method))
+    call = multi(request, timeout=30, metadata=_metadata(key, request_id))
+    try:
+        response = GetMessageClass(method.output_type).FromString(await call.read())
+    except grpc.aio.AioRpcError as error:
+        return _refusal(error)
+    bears = dict(await call.initial_metadata())
+    call.cancel()
+    return Answer(grpc.StatusCode.CANCELLED, str(bears["x-request-id"]), response)
 
 
 def sent(
@@ -101,12 +124,17 @@ def sent(
     request_id: str | None = None,
 ) -> grpc.aio.UnaryUnaryCall[bytes, bytes]:
     """Send a call and return it without waiting for its answer."""
-    metadata = [("authorization", f"Bearer {key}")] if key is not None else []
-    if request_id is not None:
-        metadata.append(("x-request-id", request_id))
-    path = f"/{method.containing_service.full_name}/{method.name}"
-    multi: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
-    return multi(request, timeout=timeout, metadata=tuple(metadata))
+    multi: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_path(method))
+    return multi(request, timeout=timeout, metadata=_metadata(key, request_id))
+
+
+def _path(method: MethodDescriptor) -> str:
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
+def _metadata(key: str | None, request_id: str | None) -> tuple[tuple[str, str], ...]:
+    bearer = (("authorization", f"Bearer {key}"),) if key is not None else ()
+    return bearer if request_id is None else (*bearer, ("x-request-id", request_id))
 
 
 def _refusal(error: grpc.aio.AioRpcError) -> Answer:
