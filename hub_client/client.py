@@ -1,14 +1,21 @@
 """``HubClient`` and ``AsyncHubClient``: one channel, four services."""
 
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Final, Self
 
 import grpc
 
 from hub_client._transport import OPTIONS, AsyncTransport, Transport
-from hub_client.v1 import clients
+from hub_client.errors import ReaderTooSlowError, UnavailableError
+from hub_client.v1 import WatchSessionRequest, WatchSessionResponse, clients
 
 _TIMEOUT: Final = 30.0
+# Between two streams, so that a hub that is away is not asked without pause.
+_RESUME_SECONDS: Final = 0.5
+_RESUMABLE: Final = (UnavailableError, ReaderTooSlowError)
 
 
 class HubClient:
@@ -46,6 +53,23 @@ class HubClient:
         self.chat: Final = clients.ChatClient(transport)
         self.memory: Final = clients.MemoryClient(transport)
         self.knowledge: Final = clients.KnowledgeClient(transport)
+
+    def follow(
+        self, session_id: str, from_seq: int | None = None
+    ) -> Iterator[WatchSessionResponse]:
+        """Watch a session without end: a stream that is cut off goes on where it stopped.
+
+        Yields what WatchSession sends, each message once; ``from_seq`` None = only messages that
+        are yet to come. Raises the HubError that ends it for good, such as NotFoundError.
+        """
+        place = _Place(session_id, from_seq)
+        while True:
+            try:
+                for event in self.chat.watch_session(place.request()):
+                    place.passed(event)
+                    yield event
+            except _RESUMABLE:
+                time.sleep(_RESUME_SECONDS)
 
     def close(self) -> None:
         """Close the connection; calls in progress fail."""
@@ -90,6 +114,22 @@ class AsyncHubClient:
         self.memory: Final = clients.AsyncMemoryClient(transport)
         self.knowledge: Final = clients.AsyncKnowledgeClient(transport)
 
+    async def follow(
+        self, session_id: str, from_seq: int | None = None
+    ) -> AsyncIterator[WatchSessionResponse]:
+        """Watch a session without end: a stream that is cut off goes on where it stopped.
+
+        Takes, yields and raises what ``HubClient.follow`` does.
+        """
+        place = _Place(session_id, from_seq)
+        while True:
+            try:
+                async for event in self.chat.watch_session(place.request()):
+                    place.passed(event)
+                    yield event
+            except _RESUMABLE:
+                await asyncio.sleep(_RESUME_SECONDS)
+
     async def close(self) -> None:
         """Close the connection; calls in progress fail."""
         await self._channel.close()
@@ -106,3 +146,22 @@ class AsyncHubClient:
     ) -> None:
         """Close the connection."""
         await self.close()
+
+
+class _Place:
+    """How far a reader of a session has come."""
+
+    def __init__(self, session_id: str, next_seq: int | None) -> None:
+        self._session_id = session_id
+        self._next_seq = next_seq
+
+    def request(self) -> WatchSessionRequest:
+        """Return what asks for the rest."""
+        return WatchSessionRequest(session_id=self._session_id, from_seq=self._next_seq)
+
+    def passed(self, event: WatchSessionResponse) -> None:
+        """Go on after this event from now on."""
+        if event.HasField("message"):
+            self._next_seq = event.message.seq + 1
+        elif event.HasField("session") and self._next_seq is None:
+            self._next_seq = event.session.last_seq + 1

@@ -13,7 +13,7 @@ _ADDRESS = re.compile(r"(\[[^\]]+\]|[^:\[\]]*):(\d{1,5})")
 _GREATEST_PORT = 65_535
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 # Of each worker, beside those for calls; see database.
-_SYSTEM_CONNECTIONS = 4
+_OTHER_CONNECTIONS = 5  # four that look across tenants, and the one that listens
 _MOST_EMBEDDED_CONNECTIONS = 1000
 
 
@@ -146,7 +146,7 @@ class Settings(BaseSettings):
     @property
     def connections(self) -> int:
         """How many connections to Postgres all workers together may have."""
-        return self.workers * (self.pool_size + _SYSTEM_CONNECTIONS)
+        return self.workers * (self.pool_size + _OTHER_CONNECTIONS)
 
     @model_validator(mode="after")
     def _connections_suffice(self) -> Self:

@@ -3,12 +3,14 @@
 import asyncio
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from hub_client.v1 import (
     RecallRequest,
     RememberRequest,
     Role,
+    WatchSessionRequest,
     WhoAmIRequest,
 )
 from hub_server.cli import supervisor
@@ -137,6 +140,38 @@ def test_a_worker_sees_what_another_one_wrote(connections: Connections) -> None:
         one, two = two, one
 
 
+def test_a_reader_who_reconnects_at_random_sees_each_message_once(
+    connections: Connections,
+) -> None:
+    """Writers and a reader over both workers: exactly 1 to n, in order, whoever serves whom."""
+    chance, clients = random.Random(7), list(connections.by_worker().values())  # noqa: S311
+    new_user = CreateUserRequest(email=f"{uuid.uuid4().hex}@example.org")
+    user = clients[0].identity.create_user(new_user).user
+    new_session = CreateSessionRequest(user_id=user.user_id)
+    session_id = clients[1].chat.create_session(new_session).session.session_id
+    count = 200
+
+    def write(place: int) -> None:
+        append = AppendMessageRequest(session_id=session_id, role=Role.ROLE_USER, content="x")
+        clients[place % _WORKERS].chat.append_message(append)
+
+    seen: list[int] = []
+    with ThreadPoolExecutor(4) as pool:
+        writing = [pool.submit(write, place) for place in range(count)]
+        while len(seen) < count:
+            request = WatchSessionRequest(session_id=session_id, from_seq=len(seen) + 1)
+            events = chance.choice(clients).chat.watch_session(request, timeout=60)
+            for _ in range(chance.randrange(1, 12)):
+                event = next(events)
+                seen += [event.message.seq] if event.HasField("message") else []
+                if len(seen) == count:
+                    break
+            events.close()  # type: ignore[attr-defined]
+    for one in writing:
+        one.result()
+    assert seen == list(range(1, count + 1))
+
+
 def test_a_killed_worker_is_replaced_while_the_others_serve(
     hub: HubProcess, connections: Connections
 ) -> None:
@@ -161,7 +196,7 @@ def test_the_own_postgres_has_connections_for_all_workers(hub: HubProcess) -> No
     with psycopg.connect(postgres(hub, "postgres")) as connection:
         row = connection.execute("SHOW max_connections").fetchone()
     assert row is not None
-    assert int(row[0]) > _WORKERS * (_POOL_SIZE + 4)
+    assert int(row[0]) > _WORKERS * (_POOL_SIZE + 5)
 
 
 def postgres(hub: HubProcess, role: str) -> str:

@@ -346,6 +346,30 @@ async def test_a_hub_that_stops_tells_its_readers_to_come_back(
     await again.close()
 
 
+async def test_a_client_follows_a_session_through_restarts_of_the_hub(
+    hub: Hub, tenant: Tenant, session: Session, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The hub it is connected to goes and comes back; what was appended meanwhile is there once."""
+    folder = tmp_path_factory.mktemp("restarted")
+    async with running_hub(hub.owner_url, folder) as first:
+        address = first.address
+        client = AsyncHubClient(address, tenant.key)
+        events = client.follow(session.session_id)
+        assert (await anext(events)).session.last_seq == 0
+        await say(tenant.client, session, "a")
+        assert (await anext(events)).message.content == "a"
+    await say(tenant.client, session, "b")
+    async with asyncio.timeout(30), running_hub(hub.owner_url, folder, listen=address):
+        assert (await anext(events)).session.last_seq == 2
+        assert (await anext(events)).message.content == "b"
+        await say(tenant.client, session, "c")
+        assert (await anext(events)).message.content == "c"
+        await tenant.client.chat.delete_session(DeleteSessionRequest(session_id=session.session_id))
+        with pytest.raises(errors.NotFoundError):
+            await anext(events)
+    await client.close()
+
+
 async def test_a_stream_may_have_a_deadline(tenant: Tenant, session: Session) -> None:
     """It ends there, as the caller asked."""
     request = WatchSessionRequest(session_id=session.session_id)
