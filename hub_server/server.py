@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import gc
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -55,6 +56,8 @@ _LARGEST_REQUEST: Final = 8 * _MEBIBYTE
 # Pages are cut well below this; see paging.
 _LARGEST_ANSWER: Final = 64 * _MEBIBYTE
 _LAST_REPLIES_SECONDS: Final = 0.5
+# Objects made and not yet freed; several hundred calls under way hold fewer.
+_COLLECTED_AFTER: Final = 25_000
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.server")
 
@@ -244,10 +247,22 @@ async def _cancel(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
+def spare_the_collector() -> None:
+    """Keep what was made at the start out of garbage collections, and have fewer of them.
+
+    They took a fifth of the processor under load, though nearly all that a call leaves behind goes
+    by reference counts.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECTED_AFTER, 10, 10)
+
+
 async def run(settings: Settings, database_url: str) -> None:
     """Serve until SIGTERM or SIGINT."""
     stopped = stop_signal()
     async with serving(settings, database_url) as address:
+        spare_the_collector()
         with announced(settings, address):
             await stopped.wait()
 
