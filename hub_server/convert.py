@@ -1,6 +1,7 @@
 """Values to and from protobuf that all services share."""
 
 import datetime as dt
+import functools
 import math
 from typing import Any, Final
 
@@ -10,15 +11,17 @@ from hub_server.errors import HubError
 
 _DEEPEST: Final = 32
 _NANOS_PER_MICRO: Final = 1000
+_SECONDS_PER_DAY: Final = 86_400
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 def timestamp_to_pb(value: dt.datetime | None) -> timestamp_pb2.Timestamp | None:
     """Return the message, or None (which leaves a field unset) for None."""
     if value is None:
         return None
-    message = timestamp_pb2.Timestamp()
-    message.FromDatetime(value)
-    return message
+    since = value - _EPOCH
+    seconds = since.days * _SECONDS_PER_DAY + since.seconds
+    return timestamp_pb2.Timestamp(seconds=seconds, nanos=since.microseconds * _NANOS_PER_MICRO)
 
 
 def timestamp_from_pb(field: str, value: timestamp_pb2.Timestamp) -> dt.datetime:
@@ -81,6 +84,7 @@ def _number(field: str, number: float) -> float | int:
     return number
 
 
+@functools.cache
 def enum_to_text(enum: Any, value: int, default: int | None = None) -> str:
     """Return how tables spell an enum value: ``ROLE_USER`` is ``user``.
 
@@ -90,6 +94,7 @@ def enum_to_text(enum: Any, value: int, default: int | None = None) -> str:
     return name.removeprefix(_prefix(enum)).lower()
 
 
+@functools.cache
 def enum_from_text(enum: Any, text: str) -> Any:
     """Return the enum value that a table spells ``text``."""
     return enum.Value(_prefix(enum) + text.upper())

@@ -43,11 +43,17 @@ class Retry:
     fingerprint: bytes
 
 
+_NO_RETRY: Final = Retry("", b"")
+
+
 def retry_of(request: Message, *, but: str | None = None) -> Retry:
     """Return what tells a retry of this request from another use of its id.
 
     The field ``but`` is left out: a fast hash of a password must not be stored.
     """
+    asked: Any = request  # the type Message declares no fields
+    if not asked.request_id:
+        return _NO_RETRY
     bare = type(request)()
     bare.CopyFrom(request)
     bare.ClearField("request_id")
@@ -55,7 +61,6 @@ def retry_of(request: Message, *, but: str | None = None) -> Retry:
         bare.ClearField(but)
     content = bare.SerializeToString(deterministic=True)
     name = request.DESCRIPTOR.full_name.encode()
-    asked: Any = request  # the type Message declares no fields
     return Retry(asked.request_id, hashlib.sha256(name + b"\0" + content).digest())
 
 

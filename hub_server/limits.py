@@ -100,12 +100,13 @@ def _compile_field(field: FieldDescriptor) -> Check:
     if field.is_repeated:
         return _compile_items(field, limits, rules)
     nested = _compile_nested(field)
-    name = field.name
+    # Read once: what follows runs for every field of every call.
+    name, has_presence, is_required = field.name, field.has_presence, limits.required
 
     def check(message: Message) -> Iterator[Violation]:
         value = getattr(message, name)
-        if not (message.HasField(name) if field.has_presence else value):
-            if limits.required:
+        if not (message.HasField(name) if has_presence else value):
+            if is_required:
                 yield name, "is required"
             return
         for rule in rules:
