@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test lint format protos check-protos lock clean bench-echo bench-tenancy bench-cranfield \
-  bench-login campaign-isolation campaign-chat
+  bench-login bench-append campaign-isolation campaign-chat
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -51,6 +51,9 @@ lock: $(READY) ## Write requirements.lock from pyproject.toml (UPGRADE=1: newest
 
 bench-echo: $(READY) ## Measure an empty call and an append against a bare gRPC echo.
 	@$(BIN)/python -m scripts.bench.echo
+
+bench-append: $(READY) ## Measure appends against a bare echo and the statement alone. SESSIONS=n: memory.
+	@$(BIN)/python -m scripts.bench.append $(if $(SESSIONS),--sessions $(SESSIONS))
 
 bench-tenancy: $(READY) ## Measure what row security and the tenant cost a statement.
 	@$(BIN)/python -m scripts.bench.tenancy

@@ -62,10 +62,10 @@ class HotStatement:
         ``{part}`` stands for SQL that several statements share.
         """
         names: dict[str, int] = {}
-        self._text = _PLACEHOLDER.sub(
+        self.text = _PLACEHOLDER.sub(
             lambda match: f"${names.setdefault(match[1], len(names) + 1)}", text.format(**parts)
         )
-        self._names = tuple(names)
+        self.names = tuple(names)
 
     async def rows(
         self, connection: AsyncConnection, parameters: Mapping[str, Any]
@@ -74,7 +74,7 @@ class HotStatement:
         proxied = await connection.get_raw_connection()
         driver: Any = proxied.driver_connection
         cursor = psycopg.AsyncRawCursor(driver, row_factory=dict_row)
-        await cursor.execute(self._text, [parameters[name] for name in self._names])
+        await cursor.execute(self.text, [parameters[name] for name in self.names])
         return await cursor.fetchall()
 
 

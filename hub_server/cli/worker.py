@@ -46,6 +46,7 @@ def _end_with_parent() -> None:
 async def _serve(settings: Settings, database_url: str) -> None:
     stopped = server.stop_signal()
     async with server.serving(settings, database_url) as address:
+        server.spare_the_collector()
         print(address, flush=True)
         # The parent reads no more; what a library may print goes to the log.
         os.dup2(2, 1)
