@@ -47,7 +47,7 @@ CONTENT: Final = "How is the weather today?"
 BATCH: Final = 100  # messages
 WRITERS: Final = 16
 SHORT, LONG = 10, 10_000  # messages a conversation has
-LAST_PAGE: Final = 50
+LAST_PAGE: Final = SHORT  # so that both answer with as many messages
 MESSAGES_EACH: Final = 20  # of the sessions that memory is measured with
 READS: Final = 1_000
 
@@ -318,9 +318,12 @@ def memory(hub: Hub, sessions: int) -> str:
 
 def _megabytes(process: int) -> float:
     """Return the memory of a process and those it started; what they share counts once."""
-    rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
-    own = int(re.findall(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)[0]) / 1024
-    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    try:
+        rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0  # it has just ended, as workers of Postgres do
+    own = sum(map(int, re.findall(r"^Pss: +(\d+) kB", rollup, re.MULTILINE))) / 1024
     return own + sum(_megabytes(int(child)) for child in children)
 
 
