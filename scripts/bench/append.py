@@ -17,21 +17,22 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import psycopg
 
 from hub_client import HubClient
 from hub_client.v1 import (
     AppendMessageRequest,
+    BatchAppendMessagesRequest,
+    BatchMessage,
     CreateSessionRequest,
     CreateUserRequest,
     ListMessagesRequest,
     MessageOrder,
     Role,
-    chat_pb2,
 )
-from hub_server.chat import repository
+from hub_server.chat import append_repository
 from hub_server.database import as_role
 from hub_server.ids import new_id
 from hub_server.postgres import POSTGRES_VERSION, running_postgres
@@ -44,6 +45,7 @@ APPEND: Final = "/hub.v1.ChatService/AppendMessage"
 BATCH_APPEND: Final = "/hub.v1.ChatService/BatchAppendMessages"
 LIST: Final = "/hub.v1.ChatService/ListMessages"
 CONTENT: Final = "How is the weather today?"
+TOKENS: Final = 5  # as callers count them; where they do not, the hub does, in 30 microseconds
 BATCH: Final = 100  # messages
 WRITERS: Final = 16
 SHORT, LONG = 10, 10_000  # messages a conversation has
@@ -137,8 +139,7 @@ def all_measures(echo: str, hub: Hub, folder: Path) -> Mapping[str, Measure]:
     for length in (SHORT, LONG):
         measures[APPEND_LENGTH.format(length)] = _appends_to(hub, length)
         measures[LIST_LENGTH.format(length)] = _lists_of(hub, length)
-    if hasattr(chat_pb2, "BatchAppendMessagesRequest"):
-        measures[BATCHES] = _batches(hub)
+    measures[BATCHES] = _batches(hub)
     return measures
 
 
@@ -148,7 +149,9 @@ def _rated(series: Series) -> Measure:
 
 def appended(session_id: str) -> bytes:
     """Return the request that appends a message."""
-    request = AppendMessageRequest(session_id=session_id, role=Role.ROLE_USER, content=CONTENT)
+    request = AppendMessageRequest(
+        session_id=session_id, role=Role.ROLE_USER, content=CONTENT, token_count=TOKENS
+    )
     return request.SerializeToString()
 
 
@@ -173,10 +176,10 @@ def _lists_of(hub: Hub, length: int) -> Measure:
 
 def _batches(hub: Hub) -> Measure:
     """Append in batches, each writer to a session of its own; the rate is that of messages."""
-    proto: Any = chat_pb2
-    messages = [{"role": Role.ROLE_USER, "content": CONTENT}] * BATCH
+    message = BatchMessage(role=Role.ROLE_USER, content=CONTENT, token_count=TOKENS)
+    messages = [message] * BATCH
     requests = [
-        proto.BatchAppendMessagesRequest(session_id=session_id, messages=messages)
+        BatchAppendMessagesRequest(session_id=session_id, messages=messages)
         for session_id in hub.sessions[:WRITERS]
     ]
     raw = [request.SerializeToString() for request in requests]
@@ -229,15 +232,21 @@ def _statements(hub: Hub, folder: Path, connections: int) -> Measure:
 
 def _script(hub: Hub) -> str:
     """Return the hub's own statement with literals for its parameters, as pgbench takes it."""
-    statement = repository._APPEND  # noqa: SLF001 - what is measured is this very text
+    statement = append_repository._APPEND  # noqa: SLF001 - what is measured is this very text
     ids = ",".join(hub.sessions)
     values = {
         "session_id": f"ARRAY[('{{{ids}}}'::uuid[])[:place]]",
+        "first_id": "ARRAY[gen_random_uuid()]",
+        "messages": "'{1}'",
+        "tokens": "'{5}'",
+        "uses_tool": "'{false}'",
+        "place": "'{1}'",
+        "position": "'{1}'",
         "message_id": "ARRAY[gen_random_uuid()]",
         "role": "'{user}'",
         "message_type": "'{text}'",
         "content": f"ARRAY['{CONTENT}']",
-        "token_count": "'{0}'",
+        "token_count": "'{5}'",
         "model_name": "ARRAY['']",
         "metadata": "ARRAY['{}']",
         "fingerprint": "ARRAY['']",
@@ -280,10 +289,7 @@ def verdicts(rounds: Mapping[str, Sequence[float]]) -> str:
         slower = ratio(kind.format(LONG), kind.format(SHORT))
         # Below .8 is more than the noise of this machine.
         lines.append(_verdict(f"{kind.format(LONG)}, ratio to {SHORT}", slower, 0.8))
-    if BATCHES in medians:
-        lines.append(_verdict("batches, messages/s", medians[BATCHES], 20_000))
-    else:
-        lines.append("batches: this hub has no BatchAppendMessages")
+    lines.append(_verdict("batches, messages/s", medians[BATCHES], 20_000))
     return "\n".join(lines)
 
 
