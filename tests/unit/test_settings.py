@@ -116,9 +116,9 @@ def test_more_connections_than_the_own_postgres_has_are_refused() -> None:
     """What all pools together may need is told at start, not when the last one fills."""
     assert Settings(workers=10, pool_size=95).connections == 1000
     with pytest.raises(ValidationError, match="may need 1010 connections"):
-        Settings(workers=10, pool_size=97)
+        Settings(workers=10, pool_size=96)
     given = SecretStr("postgresql://db/hub")
-    assert Settings(workers=10, pool_size=97, database_url=given).connections == 1010
+    assert Settings(workers=10, pool_size=96, database_url=given).connections == 1010
 
 
 def test_the_connections_counted_are_those_that_are_made() -> None:
