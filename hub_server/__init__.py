@@ -14,9 +14,13 @@ chat         in which conversation, what       servicer    check, call, convert
              was said                          service     the rules; opens the transaction
 memory       what is remembered                repository  SQL only, never commits
 knowledge    what is known                     models      the tables
+             chat has more: appends (group commit), tokens (reservations), watching, spans
              identity has more: logins and refresh (tokens), keys (service keys, tenants),
              authentication, secrets, scopes, owner (for ``hub admin``), wire, and SQL for each
 
+audit        who did what: one event in the transaction of the act
+wakeups      who waits for a change of a row, in whichever process it is made
+tokenizer    counts tokens where callers do not
 search       one search: embed, ask the view, let Postgres decide
 spaces       the counter by which a view knows that it is up to date
 retrieval    views: vectors, BM25, fusion; knows no gRPC and no SQL

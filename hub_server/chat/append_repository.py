@@ -16,7 +16,8 @@ from hub_server.wakeups import CHANNEL
 # session      locks the sessions by id, so that no two groups can wait for each other in a circle,
 #              and reads each as the last group left it;
 # budget       locks what their users have used, by id, after the sessions for the same reason;
-# reservation  reads what is set aside for calls; it changes under its user's lock alone;
+# reservation  reads what is set aside for calls; it changes under its user's lock alone, and holds
+#              its tokens, though it may have expired, until somebody frees them under that lock;
 # judged       says of each call what hinders it, or that it repeats an earlier one; what expects a
 #              seq that an earlier call of the group may yet bring about comes out as RACED; of
 #              several that name one reservation the first is judged and the others are QUEUED;
@@ -67,8 +68,7 @@ budget AS (
     FOR NO KEY UPDATE OF g
 ),
 reservation AS (
-    SELECT r.reservation_id, r.user_id, r.settled_at,
-           CASE WHEN r.expires_at > now() THEN r.held_tokens ELSE 0 END AS held
+    SELECT r.reservation_id, r.user_id, r.settled_at, r.held_tokens
     FROM token_reservations r
     WHERE r.tenant_id = :tenant_id ::uuid AND r.reservation_id = ANY (:reservation_id ::uuid[])
       AND r.user_id IN (SELECT user_id FROM budget)
@@ -78,7 +78,7 @@ judged AS (
     SELECT call.*, session.user_id, session.last_seq, session.enable_chat_history,
            request.resource_id AS repeated_id, budget.max_tokens, budget.tokens_left,
            budget.reserved_tokens, budget.renewal,
-           least(call.tokens, coalesce(reservation.held, 0)) AS drawn,
+           least(call.tokens, coalesce(reservation.held_tokens, 0)) AS drawn,
            CASE
                WHEN session.session_id IS NULL OR call.caller_id <> session.user_id
                    THEN 'NOT_FOUND'
