@@ -84,8 +84,7 @@ class Wakeups:
 
     async def _listen(self) -> None:
         async with self._database.listening(CHANNEL) as notes:
-            self.is_listening = True
-            self._wake(list(self._waiting))  # what was told before is lost
+            self.is_listening = True  # who waits since before it was looks again within a second
             async for note in notes:
                 self._wake(note.split())
 
