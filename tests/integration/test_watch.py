@@ -28,6 +28,9 @@ from hub_client.v1 import (
     WatchSessionResponse,
 )
 from hub_client.v1.options_pb2 import Scope
+from hub_server.caller import Caller
+from hub_server.chat.service import ChatService
+from hub_server.wakeups import Subscription, Wakeups
 from tests.integration.test_batches import batch
 from tests.integration.test_database import rewritten, token_of, until
 from tests.support import Hub, Tenant, running_hub
@@ -71,8 +74,8 @@ class Watch:
         self._events = client.chat.watch_session(request)
 
     async def next(self) -> WatchSessionResponse:
-        """Return the next event that is no heartbeat."""
-        async with asyncio.timeout(20):
+        """Return the next event that is no heartbeat, sooner than a heartbeat would bring it."""
+        async with asyncio.timeout(10):
             while True:
                 event = await anext(self._events)
                 if event.WhichOneof("event") != "heartbeat":
@@ -125,6 +128,32 @@ async def test_a_change_of_the_state_is_told(tenant: Tenant, session: Session) -
     assert (await watch.next()).session.redaction_count == 1
     await chat.end_session(EndSessionRequest(session_id=about))
     assert not (await watch.next()).session.is_active
+    await watch.close()
+
+
+async def test_what_comes_while_the_session_is_read_is_not_missed(
+    tenant: Tenant, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that is told of between the look at the session and the wait wakes the reader."""
+    subscriptions: list[Subscription] = []
+    subscribe, read = Wakeups.subscribe, ChatService.get_session
+
+    def noted(wakeups: Wakeups, key: str) -> Subscription:
+        subscriptions.append(subscribe(wakeups, key))
+        return subscriptions[-1]
+
+    async def read_and_append(chat: ChatService, caller: Caller, session_id: str) -> Any:
+        row = await read(chat, caller, session_id)
+        if row["last_seq"] == 0:
+            await say(tenant.client, session, "meanwhile")
+            await until(subscriptions[0].changed.is_set)
+        return row
+
+    monkeypatch.setattr(Wakeups, "subscribe", noted)
+    monkeypatch.setattr(ChatService, "get_session", read_and_append)
+    watch = Watch(tenant.client, session, from_seq=1)
+    assert (await watch.next()).session.last_seq == 0
+    assert await watch.text() == "meanwhile"
     await watch.close()
 
 
@@ -336,8 +365,9 @@ async def test_a_hub_that_stops_tells_its_readers_to_come_back(
         client = AsyncHubClient(stopping.address, tenant.key)
         watch = Watch(client, session, from_seq=1)
         await watch.next()
-    with pytest.raises(errors.UnavailableError):
+    with pytest.raises(errors.UnavailableError) as caught:
         await watch.next()
+    assert caught.value.retry_after == 0.5  # so it is the hub's answer, not a lost connection
     await client.close()
     await say(tenant.client, session, "a")
     again = Watch(tenant.client, session, from_seq=1)
