@@ -361,12 +361,13 @@ async def test_a_hub_that_stops_tells_its_readers_to_come_back(
 ) -> None:
     """UNAVAILABLE, at once; and another hub goes on where it stopped."""
     folder = tmp_path_factory.mktemp("stopping")
-    async with running_hub(hub.owner_url, folder) as stopping:
+    async with running_hub(hub.owner_url, folder, heartbeat=0.1) as stopping:
         client = AsyncHubClient(stopping.address, tenant.key)
-        watch = Watch(client, session, from_seq=1)
-        await watch.next()
+        events = client.chat.watch_session(WatchSessionRequest(session_id=session.session_id))
+        while not (await anext(events)).HasField("heartbeat"):
+            pass  # the stream waits for news after the first one
     with pytest.raises(errors.UnavailableError) as caught:
-        await watch.next()
+        await anext(events)
     assert caught.value.retry_after == 0.5  # so it is the hub's answer, not a lost connection
     await client.close()
     await say(tenant.client, session, "a")
