@@ -361,7 +361,7 @@ async def test_a_hub_that_stops_tells_its_readers_to_come_back(
 ) -> None:
     """UNAVAILABLE, at once; and another hub goes on where it stopped."""
     folder = tmp_path_factory.mktemp("stopping")
-    async with running_hub(hub.owner_url, folder, heartbeat=0.1) as stopping:
+    async with running_hub(hub.owner_url, folder, heartbeat=1) as stopping:
         client = AsyncHubClient(stopping.address, tenant.key)
         events = client.chat.watch_session(WatchSessionRequest(session_id=session.session_id))
         while not (await anext(events)).HasField("heartbeat"):
