@@ -365,7 +365,9 @@ async def test_a_hub_that_stops_tells_its_readers_to_come_back(
         client = AsyncHubClient(stopping.address, tenant.key)
         events = client.chat.watch_session(WatchSessionRequest(session_id=session.session_id))
         while not (await anext(events)).HasField("heartbeat"):
-            pass  # the stream waits for news after the first one
+            pass
+        await say(client, await tenant.new_session(await tenant.new_user()), "a")
+        # By now the stream waits for news of its own session.
     with pytest.raises(errors.UnavailableError) as caught:
         await anext(events)
     assert caught.value.retry_after == 0.5  # so it is the hub's answer, not a lost connection
