@@ -22,7 +22,7 @@ _THREADS: Final = 2
 _MOST_WAITING: Final = 128
 # Proposals beyond top_k, so that a few that Postgres refuses cost no second round.
 _SPARE: Final = 10
-_WIDEN: Final = 4
+WIDEN: Final = 4
 
 Pull = Callable[[int], Awaitable[Sequence[Change]]]
 Read = Callable[[Sequence[str]], Awaitable[Mapping[str, Row]]]
@@ -38,10 +38,10 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What to look for: a text and its vector."""
+    """What to look for: a text and its vector; None = by words alone."""
 
     text: str
-    vector: NDArray[np.float32]
+    vector: NDArray[np.float32] | None
 
 
 class Search:
@@ -73,21 +73,27 @@ class Search:
         """
         limit = top_k + _SPARE
         while True:
-            candidates = await self._views.search(
-                space,
-                dimension=self._embedder.dimension,
-                language=state["preferred_language"],
-                last_seq=state["last_seq"],
-                pull=pull,
-                query_text=query.text,
-                query_vector=query.vector,
-                limit=limit,
-            )
+            candidates = await self.candidates(space, state, query, limit, pull)
             rows = await read([candidate.row_id for candidate in candidates])
             hits = [Hit(rows[one.row_id], one) for one in candidates if one.row_id in rows]
             if len(hits) >= top_k or len(candidates) < limit:
                 return hits[:top_k]
-            limit *= _WIDEN
+            limit *= WIDEN
+
+    async def candidates(
+        self, space: Space, state: Row, query: Query, limit: int, pull: Pull
+    ) -> Sequence[Candidate]:
+        """Return what the view of a space proposes, at most ``limit`` rows, best first."""
+        return await self._views.search(
+            space,
+            dimension=self._embedder.dimension,
+            language=state["preferred_language"],
+            last_seq=state["last_seq"],
+            pull=pull,
+            query_text=query.text,
+            query_vector=query.vector,
+            limit=limit,
+        )
 
     def space(self, tenant_id: str, user_id: str, kind: str) -> Space:
         """Return the space of one kind of a user's rows, under the model in use."""

@@ -2,11 +2,12 @@
 
 Nothing here knows gRPC, SQL or settings; a view can be thrown away and rebuilt at any time.
 
-text.py      text -> terms (folding, word splitting, stemming, bigrams for Chinese and kin)
-bm25.py      terms -> word scores (inverted index)
-vectors.py   vectors -> cosines (exact matrix, or hnswlib when that grows large)
-ranking.py   the shape all candidate lists share, and the one way to cut them
-fusion.py    the two lists -> one
-view.py      one search space: applies changes to both indexes, answers searches
-views.py     the views of a process: catching up, locking, threads, eviction
+text.py        text -> terms (folding, word splitting, stemming, bigrams for Chinese and kin)
+bm25.py        terms -> word scores (inverted index)
+vectors.py     vectors -> cosines (exact matrix, or hnswlib when that grows large)
+ranking.py     the shape all candidate lists share, and the one way to cut them
+fusion.py      the two lists -> one
+neighbours.py  scores that flow to what is beside a row
+view.py        one search space: applies changes to both indexes, answers searches
+views.py       the views of a process: catching up, locking, threads, eviction
 """

@@ -7,7 +7,7 @@ import numpy as np
 
 from hub_server.retrieval.bm25 import Bm25Index
 from hub_server.retrieval.fusion import CANDIDATES, fuse
-from hub_server.retrieval.ranking import Labels, Ranked
+from hub_server.retrieval.ranking import Labels, Ranked, nothing
 from hub_server.retrieval.text import Analyzer
 from hub_server.retrieval.vectors import ExactVectors, HnswVectors, Matrix, VectorIndex
 
@@ -119,8 +119,10 @@ class View:
         """Note that nothing up to `seq` is missing from the view."""
         self.applied_seq = max(self.applied_seq, seq)
 
-    def search(self, query_text: str, query_vector: Matrix, limit: int) -> list[Candidate]:
+    def search(self, query_text: str, query_vector: Matrix | None, limit: int) -> list[Candidate]:
         """Return the `limit` best rows, best first; equal scores in the order of row ids.
+
+        Without a query vector rows are found by words alone.
 
         Raises:
             ValueError: the query vector is zero, not finite, or of another dimension.
@@ -128,7 +130,9 @@ class View:
         """
         depth = max(CANDIDATES, limit)
         words = self._words.top(self._analyzer.query_terms(query_text), depth)
-        vectors = self._vectors.search(query_vector, depth)
+        vectors = nothing()
+        if query_vector is not None:
+            vectors = self._vectors.search(query_vector, depth)
         labels, scores = fuse(words, vectors, depth=depth)
         ranked = sorted(
             zip(np.round(-scores, _TIE_PLACES).tolist(), labels.tolist(), strict=True),

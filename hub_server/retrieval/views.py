@@ -76,7 +76,7 @@ class Views:
         last_seq: int,
         pull: Pull,
         query_text: str,
-        query_vector: Matrix,
+        query_vector: Matrix | None,
         limit: int,
     ) -> list[Candidate]:
         """Bring the view of `space` up to `last_seq`, then return its `limit` best rows.
