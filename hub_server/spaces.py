@@ -16,7 +16,7 @@ from hub_server.rows import Row
 spaces = tenant_table(
     "spaces",
     identifier("user_id", nullable=False),
-    sa.Column("kind", sa.Text, nullable=False),  # memory | knowledge
+    sa.Column("kind", sa.Text, nullable=False),  # memory | knowledge | messages
     sa.Column("last_seq", sa.BigInteger, nullable=False),
     sa.PrimaryKeyConstraint("tenant_id", "user_id", "kind"),
     sa.ForeignKeyConstraint(["tenant_id", "user_id"], ["users.tenant_id", "users.user_id"]),

@@ -124,6 +124,11 @@ class ChatServiceStub:
                 request_serializer=hub_dot_v1_dot_chat__pb2.WatchSessionRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_chat__pb2.WatchSessionResponse.FromString,
                 _registered_method=True)
+        self.SearchMessages = channel.unary_unary(
+                '/hub.v1.ChatService/SearchMessages',
+                request_serializer=hub_dot_v1_dot_chat__pb2.SearchMessagesRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_chat__pb2.SearchMessagesResponse.FromString,
+                _registered_method=True)
         self.ReserveTokens = channel.unary_unary(
                 '/hub.v1.ChatService/ReserveTokens',
                 request_serializer=hub_dot_v1_dot_chat__pb2.ReserveTokensRequest.SerializeToString,
@@ -324,6 +329,22 @@ class ChatServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SearchMessages(self, request, context):
+        """Finds messages in a user's sessions, best first. It finds what was appended
+        while the tenant's `message_search` was on and the user's history was kept: by
+        its words at once, with HYBRID also by its meaning, a moment later. A message
+        that fits lifts those beside it, up to two before and after it in its session,
+        so that a reply is found with its question.
+
+        An answer of long messages ends early, as a page of ListMessages does.
+
+        Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED
+        (`enable_chat_history`, or `message_search` where the tenant's is OFF).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReserveTokens(self, request, context):
         """Sets tokens of a user's budget aside for work that is about to begin. What is
         neither used nor settled until `ttl` is over is free again.
@@ -433,6 +454,11 @@ def add_ChatServiceServicer_to_server(servicer, server):
                     servicer.WatchSession,
                     request_deserializer=hub_dot_v1_dot_chat__pb2.WatchSessionRequest.FromString,
                     response_serializer=hub_dot_v1_dot_chat__pb2.WatchSessionResponse.SerializeToString,
+            ),
+            'SearchMessages': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchMessages,
+                    request_deserializer=hub_dot_v1_dot_chat__pb2.SearchMessagesRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_chat__pb2.SearchMessagesResponse.SerializeToString,
             ),
             'ReserveTokens': grpc.unary_unary_rpc_method_handler(
                     servicer.ReserveTokens,
@@ -909,6 +935,33 @@ class ChatService:
             '/hub.v1.ChatService/WatchSession',
             hub_dot_v1_dot_chat__pb2.WatchSessionRequest.SerializeToString,
             hub_dot_v1_dot_chat__pb2.WatchSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchMessages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.ChatService/SearchMessages',
+            hub_dot_v1_dot_chat__pb2.SearchMessagesRequest.SerializeToString,
+            hub_dot_v1_dot_chat__pb2.SearchMessagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -150,6 +150,18 @@ class ChatServiceStub:
     Errors include: NOT_FOUND (the session), FEATURE_DISABLED
     (`enable_chat_history`), READER_TOO_SLOW.
     """
+    SearchMessages: _grpc.UnaryUnaryMultiCallable[_chat_pb2.SearchMessagesRequest, _chat_pb2.SearchMessagesResponse]
+    """Finds messages in a user's sessions, best first. It finds what was appended
+    while the tenant's `message_search` was on and the user's history was kept: by
+    its words at once, with HYBRID also by its meaning, a moment later. A message
+    that fits lifts those beside it, up to two before and after it in its session,
+    so that a reply is found with its question.
+
+    An answer of long messages ends early, as a page of ListMessages does.
+
+    Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED
+    (`enable_chat_history`, or `message_search` where the tenant's is OFF).
+    """
     ReserveTokens: _grpc.UnaryUnaryMultiCallable[_chat_pb2.ReserveTokensRequest, _chat_pb2.ReserveTokensResponse]
     """Sets tokens of a user's budget aside for work that is about to begin. What is
     neither used nor settled until `ttl` is over is free again.
@@ -286,6 +298,18 @@ class ChatServiceAsyncStub(ChatServiceStub):
 
     Errors include: NOT_FOUND (the session), FEATURE_DISABLED
     (`enable_chat_history`), READER_TOO_SLOW.
+    """
+    SearchMessages: _aio.UnaryUnaryMultiCallable[_chat_pb2.SearchMessagesRequest, _chat_pb2.SearchMessagesResponse]  # type: ignore[assignment]
+    """Finds messages in a user's sessions, best first. It finds what was appended
+    while the tenant's `message_search` was on and the user's history was kept: by
+    its words at once, with HYBRID also by its meaning, a moment later. A message
+    that fits lifts those beside it, up to two before and after it in its session,
+    so that a reply is found with its question.
+
+    An answer of long messages ends early, as a page of ListMessages does.
+
+    Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED
+    (`enable_chat_history`, or `message_search` where the tenant's is OFF).
     """
     ReserveTokens: _aio.UnaryUnaryMultiCallable[_chat_pb2.ReserveTokensRequest, _chat_pb2.ReserveTokensResponse]  # type: ignore[assignment]
     """Sets tokens of a user's budget aside for work that is about to begin. What is
@@ -522,6 +546,24 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors include: NOT_FOUND (the session), FEATURE_DISABLED
         (`enable_chat_history`), READER_TOO_SLOW.
+        """
+
+    @_abc_1.abstractmethod
+    def SearchMessages(
+        self,
+        request: _chat_pb2.SearchMessagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.SearchMessagesResponse, _abc.Awaitable[_chat_pb2.SearchMessagesResponse]]:
+        """Finds messages in a user's sessions, best first. It finds what was appended
+        while the tenant's `message_search` was on and the user's history was kept: by
+        its words at once, with HYBRID also by its meaning, a moment later. A message
+        that fits lifts those beside it, up to two before and after it in its session,
+        so that a reply is found with its question.
+
+        An answer of long messages ends early, as a page of ListMessages does.
+
+        Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED
+        (`enable_chat_history`, or `message_search` where the tenant's is OFF).
         """
 
     @_abc_1.abstractmethod

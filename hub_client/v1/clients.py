@@ -38,6 +38,8 @@ from hub_client.v1.chat_pb2 import (
     ReopenSessionResponse,
     ReserveTokensRequest,
     ReserveTokensResponse,
+    SearchMessagesRequest,
+    SearchMessagesResponse,
     Session,
     SettleTokensRequest,
     SettleTokensResponse,
@@ -79,6 +81,8 @@ from hub_client.v1.identity_pb2 import (
     GetDefaultConfigResponse,
     GetTenantRequest,
     GetTenantResponse,
+    GetTenantSettingsRequest,
+    GetTenantSettingsResponse,
     GetUsageRequest,
     GetUsageResponse,
     GetUserConfigRequest,
@@ -115,6 +119,8 @@ from hub_client.v1.identity_pb2 import (
     UndeleteUserResponse,
     UpdateDefaultConfigRequest,
     UpdateDefaultConfigResponse,
+    UpdateTenantSettingsRequest,
+    UpdateTenantSettingsResponse,
     UpdateUserConfigRequest,
     UpdateUserConfigResponse,
     UpdateUserRequest,
@@ -376,6 +382,24 @@ class ChatClient:
             "/hub.v1.ChatService/WatchSession", request, WatchSessionResponse, timeout
         )
 
+    def search_messages(
+        self, request: SearchMessagesRequest, *, timeout: float | None = None
+    ) -> SearchMessagesResponse:
+        """Finds messages in a user's sessions, best first. It finds what was appended
+        while the tenant's `message_search` was on and the user's history was kept: by
+        its words at once, with HYBRID also by its meaning, a moment later. A message
+        that fits lifts those beside it, up to two before and after it in its session,
+        so that a reply is found with its question.
+
+        An answer of long messages ends early, as a page of ListMessages does.
+
+        Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED
+        (`enable_chat_history`, or `message_search` where the tenant's is OFF).
+        """
+        return self._transport.call(
+            "/hub.v1.ChatService/SearchMessages", request, SearchMessagesResponse, timeout
+        )
+
     def reserve_tokens(
         self, request: ReserveTokensRequest, *, timeout: float | None = None
     ) -> ReserveTokensResponse:
@@ -627,6 +651,24 @@ class AsyncChatClient:
         """
         return self._transport.stream(
             "/hub.v1.ChatService/WatchSession", request, WatchSessionResponse, timeout
+        )
+
+    async def search_messages(
+        self, request: SearchMessagesRequest, *, timeout: float | None = None
+    ) -> SearchMessagesResponse:
+        """Finds messages in a user's sessions, best first. It finds what was appended
+        while the tenant's `message_search` was on and the user's history was kept: by
+        its words at once, with HYBRID also by its meaning, a moment later. A message
+        that fits lifts those beside it, up to two before and after it in its session,
+        so that a reply is found with its question.
+
+        An answer of long messages ends early, as a page of ListMessages does.
+
+        Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED
+        (`enable_chat_history`, or `message_search` where the tenant's is OFF).
+        """
+        return await self._transport.call(
+            "/hub.v1.ChatService/SearchMessages", request, SearchMessagesResponse, timeout
         )
 
     async def reserve_tokens(
@@ -925,6 +967,28 @@ class IdentityClient:
             "/hub.v1.IdentityService/UpdateDefaultConfig",
             request,
             UpdateDefaultConfigResponse,
+            timeout,
+        )
+
+    def get_tenant_settings(
+        self, request: GetTenantSettingsRequest, *, timeout: float | None = None
+    ) -> GetTenantSettingsResponse:
+        """Returns what holds for all users of the tenant."""
+        return self._transport.call(
+            "/hub.v1.IdentityService/GetTenantSettings", request, GetTenantSettingsResponse, timeout
+        )
+
+    def update_tenant_settings(
+        self, request: UpdateTenantSettingsRequest, *, timeout: float | None = None
+    ) -> UpdateTenantSettingsResponse:
+        """Changes what holds for all users of the tenant. The next call obeys it.
+
+        Errors include: ETAG_MISMATCH.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/UpdateTenantSettings",
+            request,
+            UpdateTenantSettingsResponse,
             timeout,
         )
 
@@ -1336,6 +1400,28 @@ class AsyncIdentityClient:
             "/hub.v1.IdentityService/UpdateDefaultConfig",
             request,
             UpdateDefaultConfigResponse,
+            timeout,
+        )
+
+    async def get_tenant_settings(
+        self, request: GetTenantSettingsRequest, *, timeout: float | None = None
+    ) -> GetTenantSettingsResponse:
+        """Returns what holds for all users of the tenant."""
+        return await self._transport.call(
+            "/hub.v1.IdentityService/GetTenantSettings", request, GetTenantSettingsResponse, timeout
+        )
+
+    async def update_tenant_settings(
+        self, request: UpdateTenantSettingsRequest, *, timeout: float | None = None
+    ) -> UpdateTenantSettingsResponse:
+        """Changes what holds for all users of the tenant. The next call obeys it.
+
+        Errors include: ETAG_MISMATCH.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/UpdateTenantSettings",
+            request,
+            UpdateTenantSettingsResponse,
             timeout,
         )
 

@@ -50,6 +50,34 @@ BUDGET_PERIOD_MONTH: BudgetPeriod.ValueType  # 3
 """A calendar month in the user's time zone."""
 Global___BudgetPeriod: _TypeAlias = BudgetPeriod  # noqa: Y015
 
+class _MessageSearch:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MessageSearchEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MessageSearch.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MESSAGE_SEARCH_UNSPECIFIED: _MessageSearch.ValueType  # 0
+    """Not given."""
+    MESSAGE_SEARCH_OFF: _MessageSearch.ValueType  # 1
+    """Not at all: SearchMessages is FEATURE_DISABLED. The default."""
+    MESSAGE_SEARCH_WORDS: _MessageSearch.ValueType  # 2
+    """By their words."""
+    MESSAGE_SEARCH_HYBRID: _MessageSearch.ValueType  # 3
+    """By their words, and by their meaning once the hub has embedded them."""
+
+class MessageSearch(_MessageSearch, metaclass=_MessageSearchEnumTypeWrapper):
+    """How messages can be searched."""
+
+MESSAGE_SEARCH_UNSPECIFIED: MessageSearch.ValueType  # 0
+"""Not given."""
+MESSAGE_SEARCH_OFF: MessageSearch.ValueType  # 1
+"""Not at all: SearchMessages is FEATURE_DISABLED. The default."""
+MESSAGE_SEARCH_WORDS: MessageSearch.ValueType  # 2
+"""By their words."""
+MESSAGE_SEARCH_HYBRID: MessageSearch.ValueType  # 3
+"""By their words, and by their meaning once the hub has embedded them."""
+Global___MessageSearch: _TypeAlias = MessageSearch  # noqa: Y015
+
 class _AuditOutcome:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -254,6 +282,42 @@ class UserConfig(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__timezone) -> _WhichOneofReturnType__timezone | None: ...
 
 Global___UserConfig: _TypeAlias = UserConfig  # noqa: Y015
+
+@_typing.final
+class TenantSettings(_message.Message):
+    """What holds for all users of a tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_SEARCH_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    message_search: Global___MessageSearch.ValueType
+    """How messages can be searched. It begins to hold with the next append: what was
+    appended while it was OFF is never found. Default OFF.
+    """
+    etag: _builtins.str
+    """The version of these settings. In an update, a value that is not the current
+    one is ETAG_MISMATCH; empty = update whatever the version.
+    """
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When the tenant was last changed."""
+
+    def __init__(
+        self,
+        *,
+        message_search: Global___MessageSearch.ValueType = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["updated_at", b"updated_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "message_search", b"message_search", "updated_at", b"updated_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantSettings: _TypeAlias = TenantSettings  # noqa: Y015
 
 @_typing.final
 class CreateUserRequest(_message.Message):
@@ -1484,6 +1548,103 @@ class UpdateDefaultConfigResponse(_message.Message):
 Global___UpdateDefaultConfigResponse: _TypeAlias = UpdateDefaultConfigResponse  # noqa: Y015
 
 @_typing.final
+class GetTenantSettingsRequest(_message.Message):
+    """Request of GetTenantSettings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTenantSettingsRequest: _TypeAlias = GetTenantSettingsRequest  # noqa: Y015
+
+@_typing.final
+class GetTenantSettingsResponse(_message.Message):
+    """Response of GetTenantSettings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_SETTINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tenant_settings(self) -> Global___TenantSettings:
+        """The settings."""
+
+    def __init__(
+        self,
+        *,
+        tenant_settings: Global___TenantSettings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tenant_settings", b"tenant_settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant_settings", b"tenant_settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTenantSettingsResponse: _TypeAlias = GetTenantSettingsResponse  # noqa: Y015
+
+@_typing.final
+class UpdateTenantSettingsRequest(_message.Message):
+    """Request of UpdateTenantSettings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_SETTINGS_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tenant_settings(self) -> Global___TenantSettings:
+        """The new values. Required."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Which fields to change: absent = those that are given, `*` = all. A named field
+        that is not given returns to its default.
+        """
+
+    def __init__(
+        self,
+        *,
+        tenant_settings: Global___TenantSettings | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tenant_settings", b"tenant_settings", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant_settings", b"tenant_settings", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateTenantSettingsRequest: _TypeAlias = UpdateTenantSettingsRequest  # noqa: Y015
+
+@_typing.final
+class UpdateTenantSettingsResponse(_message.Message):
+    """Response of UpdateTenantSettings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_SETTINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tenant_settings(self) -> Global___TenantSettings:
+        """The settings after the change."""
+
+    def __init__(
+        self,
+        *,
+        tenant_settings: Global___TenantSettings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tenant_settings", b"tenant_settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant_settings", b"tenant_settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateTenantSettingsResponse: _TypeAlias = UpdateTenantSettingsResponse  # noqa: Y015
+
+@_typing.final
 class Usage(_message.Message):
     """What a user has used."""
 
@@ -1908,8 +2069,8 @@ class AuditEvent(_message.Message):
     authn_token_created (keys, resets, refreshed logins), authn_token_revoked,
     authn_token_reuse; authz_fail (level or scope), authz_change (configurations);
     user_created, user_updated, user_archived (deactivated), user_activated,
-    user_deleted, user_undeleted; tenant_created, tenant_deactivated,
-    tenant_activated.
+    user_deleted, user_undeleted; tenant_created, tenant_updated (its settings),
+    tenant_deactivated, tenant_activated.
     """
     outcome: Global___AuditOutcome.ValueType
     """Whether it was done."""

@@ -150,6 +150,16 @@ class IdentityServiceStub:
                 request_serializer=hub_dot_v1_dot_identity__pb2.UpdateDefaultConfigRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_identity__pb2.UpdateDefaultConfigResponse.FromString,
                 _registered_method=True)
+        self.GetTenantSettings = channel.unary_unary(
+                '/hub.v1.IdentityService/GetTenantSettings',
+                request_serializer=hub_dot_v1_dot_identity__pb2.GetTenantSettingsRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.GetTenantSettingsResponse.FromString,
+                _registered_method=True)
+        self.UpdateTenantSettings = channel.unary_unary(
+                '/hub.v1.IdentityService/UpdateTenantSettings',
+                request_serializer=hub_dot_v1_dot_identity__pb2.UpdateTenantSettingsRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.UpdateTenantSettingsResponse.FromString,
+                _registered_method=True)
         self.GetUsage = channel.unary_unary(
                 '/hub.v1.IdentityService/GetUsage',
                 request_serializer=hub_dot_v1_dot_identity__pb2.GetUsageRequest.SerializeToString,
@@ -431,6 +441,22 @@ class IdentityServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTenantSettings(self, request, context):
+        """Returns what holds for all users of the tenant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateTenantSettings(self, request, context):
+        """Changes what holds for all users of the tenant. The next call obeys it.
+
+        Errors include: ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetUsage(self, request, context):
         """Returns what a user has used.
 
@@ -649,6 +675,16 @@ def add_IdentityServiceServicer_to_server(servicer, server):
                     servicer.UpdateDefaultConfig,
                     request_deserializer=hub_dot_v1_dot_identity__pb2.UpdateDefaultConfigRequest.FromString,
                     response_serializer=hub_dot_v1_dot_identity__pb2.UpdateDefaultConfigResponse.SerializeToString,
+            ),
+            'GetTenantSettings': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTenantSettings,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.GetTenantSettingsRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.GetTenantSettingsResponse.SerializeToString,
+            ),
+            'UpdateTenantSettings': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateTenantSettings,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.UpdateTenantSettingsRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.UpdateTenantSettingsResponse.SerializeToString,
             ),
             'GetUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetUsage,
@@ -1306,6 +1342,60 @@ class IdentityService:
             '/hub.v1.IdentityService/UpdateDefaultConfig',
             hub_dot_v1_dot_identity__pb2.UpdateDefaultConfigRequest.SerializeToString,
             hub_dot_v1_dot_identity__pb2.UpdateDefaultConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTenantSettings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/GetTenantSettings',
+            hub_dot_v1_dot_identity__pb2.GetTenantSettingsRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.GetTenantSettingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateTenantSettings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/UpdateTenantSettings',
+            hub_dot_v1_dot_identity__pb2.UpdateTenantSettingsRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.UpdateTenantSettingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

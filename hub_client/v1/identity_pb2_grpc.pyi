@@ -165,6 +165,13 @@ class IdentityServiceStub:
 
     Errors include: ETAG_MISMATCH.
     """
+    GetTenantSettings: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetTenantSettingsRequest, _identity_pb2.GetTenantSettingsResponse]
+    """Returns what holds for all users of the tenant."""
+    UpdateTenantSettings: _grpc.UnaryUnaryMultiCallable[_identity_pb2.UpdateTenantSettingsRequest, _identity_pb2.UpdateTenantSettingsResponse]
+    """Changes what holds for all users of the tenant. The next call obeys it.
+
+    Errors include: ETAG_MISMATCH.
+    """
     GetUsage: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetUsageRequest, _identity_pb2.GetUsageResponse]
     """Returns what a user has used.
 
@@ -362,6 +369,13 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     """
     UpdateDefaultConfig: _aio.UnaryUnaryMultiCallable[_identity_pb2.UpdateDefaultConfigRequest, _identity_pb2.UpdateDefaultConfigResponse]  # type: ignore[assignment]
     """Changes the defaults of the tenant. Configurations that exist stay as they are.
+
+    Errors include: ETAG_MISMATCH.
+    """
+    GetTenantSettings: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetTenantSettingsRequest, _identity_pb2.GetTenantSettingsResponse]  # type: ignore[assignment]
+    """Returns what holds for all users of the tenant."""
+    UpdateTenantSettings: _aio.UnaryUnaryMultiCallable[_identity_pb2.UpdateTenantSettingsRequest, _identity_pb2.UpdateTenantSettingsResponse]  # type: ignore[assignment]
+    """Changes what holds for all users of the tenant. The next call obeys it.
 
     Errors include: ETAG_MISMATCH.
     """
@@ -691,6 +705,25 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.UpdateDefaultConfigResponse, _abc.Awaitable[_identity_pb2.UpdateDefaultConfigResponse]]:
         """Changes the defaults of the tenant. Configurations that exist stay as they are.
+
+        Errors include: ETAG_MISMATCH.
+        """
+
+    @_abc_1.abstractmethod
+    def GetTenantSettings(
+        self,
+        request: _identity_pb2.GetTenantSettingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.GetTenantSettingsResponse, _abc.Awaitable[_identity_pb2.GetTenantSettingsResponse]]:
+        """Returns what holds for all users of the tenant."""
+
+    @_abc_1.abstractmethod
+    def UpdateTenantSettings(
+        self,
+        request: _identity_pb2.UpdateTenantSettingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.UpdateTenantSettingsResponse, _abc.Awaitable[_identity_pb2.UpdateTenantSettingsResponse]]:
+        """Changes what holds for all users of the tenant. The next call obeys it.
 
         Errors include: ETAG_MISMATCH.
         """

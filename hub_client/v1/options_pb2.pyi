@@ -211,8 +211,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     service key calls AppendMessage for a deactivated user.
     """
     REASON_FEATURE_DISABLED: _Reason.ValueType  # 9
-    """The user's configuration switches this off; `feature` in the metadata names
-    the flag. PERMISSION_DENIED. Example: Search with `enable_rag` false.
+    """The user's configuration or a setting of the tenant switches this off; `feature`
+    in the metadata names it. PERMISSION_DENIED. Example: Search with `enable_rag` false.
     """
     REASON_NOT_FOUND: _Reason.ValueType  # 10
     """Nothing of that id exists for this caller; `resource` in the metadata names
@@ -326,8 +326,8 @@ REASON_USER_DISABLED: Reason.ValueType  # 8
 service key calls AppendMessage for a deactivated user.
 """
 REASON_FEATURE_DISABLED: Reason.ValueType  # 9
-"""The user's configuration switches this off; `feature` in the metadata names
-the flag. PERMISSION_DENIED. Example: Search with `enable_rag` false.
+"""The user's configuration or a setting of the tenant switches this off; `feature`
+in the metadata names it. PERMISSION_DENIED. Example: Search with `enable_rag` false.
 """
 REASON_NOT_FOUND: Reason.ValueType  # 10
 """Nothing of that id exists for this caller; `resource` in the metadata names

@@ -50,10 +50,32 @@ chat_messages = tenant_table(
     sa.Column("model_response_time", sa.Integer),  # milliseconds
     sa.Column("metadata", JSONB),
     timestamp("redacted_at"),
+    # Of messages that can be searched only: those kept while the tenant's message_search was on.
+    identifier("user_id"),
+    sa.Column("space_seq", sa.BigInteger),
+    sa.Column("embedding", sa.LargeBinary),  # float32, little-endian; NULL = not embedded (yet)
+    sa.Column("embedding_model", sa.Text),
     sa.PrimaryKeyConstraint("tenant_id", "session_id", "seq"),
     sa.UniqueConstraint("tenant_id", "message_id"),
     sa.ForeignKeyConstraint(
         ["tenant_id", "session_id"], ["chat_sessions.tenant_id", "chat_sessions.session_id"]
+    ),
+    sa.ForeignKeyConstraint(["tenant_id", "user_id"], ["users.tenant_id", "users.user_id"]),
+    sa.Index(
+        "chat_messages_changes",
+        "tenant_id",
+        "user_id",
+        "space_seq",
+        postgresql_where=sa.text("space_seq IS NOT NULL"),
+    ),
+    sa.Index(
+        "chat_messages_to_embed",
+        "tenant_id",
+        "user_id",
+        "space_seq",
+        postgresql_where=sa.text(
+            "space_seq IS NOT NULL AND embedding IS NULL AND content IS NOT NULL"
+        ),
     ),
 )
 

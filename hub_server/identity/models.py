@@ -12,6 +12,7 @@ tenants = tenant_table(
     "tenants",
     sa.Column("name", sa.Text, nullable=False, unique=True),
     sa.Column("is_active", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Column("message_search", sa.Text, nullable=False, server_default="off"),  # | words | hybrid
     sa.PrimaryKeyConstraint("tenant_id"),
 )
 

@@ -37,6 +37,7 @@ _SETTINGS: Final = tuple(
     for column in default_configs.c
     if column.name not in ("tenant_id", "created_at", "updated_at")
 )
+_TENANT_SETTINGS: Final = (tenants.c.message_search, tenants.c.updated_at)
 
 _RECOUNT: Final = sa.text("""
 UPDATE user_usage g
@@ -92,7 +93,8 @@ CROSS JOIN LATERAL (
 WHERE g.tenant_id = :tenant_id AND {which}
 """
 _BYTES: Final = """
-       (SELECT coalesce(sum(pg_column_size(m.content) + coalesce(pg_column_size(m.metadata), 0)), 0)
+       (SELECT coalesce(sum(pg_column_size(m.content) + coalesce(pg_column_size(m.metadata), 0)
+                             + coalesce(pg_column_size(m.embedding), 0)), 0)
         FROM chat_messages m
         JOIN chat_sessions s ON s.tenant_id = m.tenant_id AND s.session_id = m.session_id
         WHERE s.tenant_id = g.tenant_id AND s.user_id = g.user_id AND m.content IS NOT NULL)
@@ -253,6 +255,23 @@ class IdentityRepository:
         settings = (*_SETTINGS, default_configs.c.created_at, default_configs.c.updated_at)
         result = await self._connection.execute(statement.returning(*settings))
         return result.mappings().one()
+
+    async def tenant_settings(self, *, lock: bool = False) -> Row:
+        """Return what holds for the whole tenant; with ``lock`` nobody else changes it."""
+        query = sa.select(*_TENANT_SETTINGS).where(tenants.c.tenant_id == self._tenant_id)
+        if lock:
+            query = query.with_for_update(key_share=True)
+        return (await self._connection.execute(query)).mappings().one()
+
+    async def set_tenant_settings(self, values: Mapping[str, Any]) -> Row:
+        """Change what holds for the whole tenant; return it."""
+        statement = (
+            sa.update(tenants)
+            .where(tenants.c.tenant_id == self._tenant_id)
+            .values(**values, updated_at=sa.func.clock_timestamp())
+            .returning(*_TENANT_SETTINGS)
+        )
+        return (await self._connection.execute(statement)).mappings().one()
 
     async def usage(self, user_id: str) -> Row | None:
         """Return what a user has used, or None."""

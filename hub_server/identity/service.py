@@ -46,6 +46,7 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     "preferred_language": "en",
     "timezone": "UTC",
 }
+_TENANT_DEFAULTS: Final[Mapping[str, Any]] = {"message_search": "off"}
 # As the row of a tenant without defaults of its own would be.
 _HUBS_OWN: Final[Row] = {**_DEFAULTS, "created_at": None, "updated_at": None}
 
@@ -239,6 +240,30 @@ class IdentityService:
             await access.note("authz_change", "config", caller.tenant_id)
             return await repository.set_default_config(values)
 
+    async def get_tenant_settings(self, caller: Caller) -> Row:
+        """Return what holds for all users of the tenant."""
+        async with self._database.statement(caller) as connection:
+            return await IdentityRepository(connection, caller.tenant_id).tenant_settings()
+
+    async def update_tenant_settings(
+        self, caller: Caller, changes: Mapping[str, Any], etag: str
+    ) -> Row:
+        """Change what holds for all; None as a value stands for the default.
+
+        Raises ETAG_MISMATCH.
+        """
+        values = _filled(changes, _TENANT_DEFAULTS)
+        async with self._database.transaction(caller) as connection:
+            repository = IdentityRepository(connection, caller.tenant_id)
+            current = await repository.tenant_settings(lock=True)
+            if etag not in ("", tenant_settings_etag(current)):
+                raise HubError(Reason.REASON_ETAG_MISMATCH)
+            if all(current[name] == value for name, value in values.items()):
+                return current
+            access = AccessRepository(connection, caller)
+            await access.note("tenant_updated", "tenant", caller.tenant_id)
+            return await repository.set_tenant_settings(values)
+
     async def get_usage(self, caller: Caller, user_id: str) -> Row:
         """Return what a user has used. Raises NOT_FOUND."""
         async with self._database.statement(caller) as connection:
@@ -293,6 +318,11 @@ def config_etag(config: Row) -> str:
 def user_etag(user: Row) -> str:
     """Return the version of a user: 22 characters that change with every update."""
     return _etag(user, ("email", "display_name", "is_active", "deleted_at"))
+
+
+def tenant_settings_etag(settings: Row) -> str:
+    """Return the version of a tenant's settings: 22 characters that change with every update."""
+    return _etag(settings, _TENANT_DEFAULTS)
 
 
 def _etag(row: Row, names: Iterable[str]) -> str:

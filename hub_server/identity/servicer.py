@@ -235,6 +235,22 @@ class IdentityServicer:
         config = await self._identity.update_default_config(caller, changes, request.config.etag)
         return pb.UpdateDefaultConfigResponse(config=wire.config_to_pb(config))
 
+    async def GetTenantSettings(
+        self, _: pb.GetTenantSettingsRequest, caller: Caller
+    ) -> pb.GetTenantSettingsResponse:
+        """Return what holds for all users of the tenant."""
+        settings = wire.tenant_settings_to_pb(await self._identity.get_tenant_settings(caller))
+        return pb.GetTenantSettingsResponse(tenant_settings=settings)
+
+    async def UpdateTenantSettings(
+        self, request: pb.UpdateTenantSettingsRequest, caller: Caller
+    ) -> pb.UpdateTenantSettingsResponse:
+        """Change what holds for all users of the tenant."""
+        given = request.tenant_settings
+        changes = wire.tenant_settings_changes(given, request.update_mask)
+        settings = await self._identity.update_tenant_settings(caller, changes, given.etag)
+        return pb.UpdateTenantSettingsResponse(tenant_settings=wire.tenant_settings_to_pb(settings))
+
     async def GetUsage(self, request: pb.GetUsageRequest, caller: Caller) -> pb.GetUsageResponse:
         """Return what a user has used."""
         usage = await self._identity.get_usage(caller, caller.acting_for(request.user_id))

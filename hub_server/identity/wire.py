@@ -11,7 +11,7 @@ from hub_client.v1.options_pb2 import Scope
 from hub_server.convert import enum_from_text, enum_to_text, timestamp_from_pb, timestamp_to_pb
 from hub_server.errors import HubError
 from hub_server.identity import scopes
-from hub_server.identity.service import config_etag, user_etag
+from hub_server.identity.service import config_etag, tenant_settings_etag, user_etag
 from hub_server.rows import Row
 
 _CONFIG_SETTABLE: Final = (
@@ -42,6 +42,15 @@ def config_changes(config: pb.UserConfig, mask: FieldMask) -> dict[str, Any]:
         period = enum_to_text(pb.BudgetPeriod, config.budget_period)
         changes["budget_period"] = None if period == "unspecified" else period
     return changes
+
+
+def tenant_settings_changes(settings: pb.TenantSettings, mask: FieldMask) -> dict[str, Any]:
+    """Return the values to set; None = back to the default. Raises INVALID_FIELD."""
+    if not set(mask.paths) <= {"*", "message_search"} or len(mask.paths) > 1:
+        raise HubError.invalid("update_mask", "may name: message_search")
+    if not settings.message_search:
+        return {"message_search": None} if mask.paths else {}
+    return {"message_search": enum_to_text(pb.MessageSearch, settings.message_search)}
 
 
 def user_changes(user: pb.User, mask: FieldMask) -> dict[str, str]:
@@ -105,6 +114,15 @@ def config_to_pb(config: Row) -> pb.UserConfig:
         etag=config_etag(config),
         created_at=timestamp_to_pb(config["created_at"]),
         updated_at=timestamp_to_pb(config["updated_at"]),
+    )
+
+
+def tenant_settings_to_pb(settings: Row) -> pb.TenantSettings:
+    """Return what holds for all users of a tenant."""
+    return pb.TenantSettings(
+        message_search=enum_from_text(pb.MessageSearch, settings["message_search"]),
+        updated_at=timestamp_to_pb(settings["updated_at"]),
+        etag=tenant_settings_etag(settings),
     )
 
 
