@@ -25,7 +25,7 @@ search       one search: embed, ask the view, let Postgres decide
 spaces       the counter by which a view knows that it is up to date
 retrieval    views: vectors, BM25, fusion; knows no gRPC and no SQL
 embedding    texts to vectors
-jobs         background work: ingestion, purge
+jobs         background work: ingestion, embedding of messages, purge
 
 database     engine, pooled connections that carry their tenant, transactions
 postgres     the embedded Postgres

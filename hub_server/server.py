@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from hub_client.v1 import chat_pb2, identity_pb2, knowledge_pb2, memory_pb2
 from hub_server import preflight
 from hub_server.chat.appends import Appends
+from hub_server.chat.search import MessageSearch
 from hub_server.chat.service import ChatService
 from hub_server.chat.servicer import ChatServicer
 from hub_server.chat.tokens import Tokens
@@ -31,6 +32,7 @@ from hub_server.identity.service import IdentityService
 from hub_server.identity.servicer import IdentityServicer
 from hub_server.jobs import purge
 from hub_server.jobs.ingestion import Ingestion
+from hub_server.jobs.message_embedding import MessageEmbedding
 from hub_server.knowledge.service import KnowledgeService
 from hub_server.knowledge.servicer import KnowledgeServicer
 from hub_server.memory.service import MemoryService
@@ -75,8 +77,9 @@ async def serving(settings: Settings, database_url: str) -> AsyncIterator[str]:
         stack.push_async_callback(database.close)
         await _prepare(settings, database)
         embedder = await asyncio.to_thread(load_embedder, settings.embedding)
-        servicers, ingestion = await _compose(settings, database, embedder, stack)
-        for job in (ingestion.run(), purge.run(database)):
+        embedding = MessageEmbedding(database, embedder)
+        servicers, ingestion = await _compose(settings, database, embedder, embedding, stack)
+        for job in (ingestion.run(), embedding.run(), purge.run(database)):
             stack.push_async_callback(_cancel, asyncio.create_task(job))
         yield await _listen(settings, database, servicers, stack)
 
@@ -111,7 +114,11 @@ async def _prepare(settings: Settings, database: Database) -> None:
 
 
 async def _compose(
-    settings: Settings, database: Database, embedder: Embedder, stack: AsyncExitStack
+    settings: Settings,
+    database: Database,
+    embedder: Embedder,
+    embedding: MessageEmbedding,
+    stack: AsyncExitStack,
 ) -> tuple[dict[str, object], Ingestion]:
     """Build the servicers, by room, and the ingestion that works for them."""
     pages = PageTokens(await shared_key(database, "page_token"))
@@ -142,14 +149,19 @@ async def _compose(
     )
     return {
         "identity": identity,
-        "chat": await _compose_chat(settings, database, pages, stack),
+        "chat": await _compose_chat(settings, database, search, embedding, pages, stack),
         "memory": MemoryServicer(MemoryService(database, search), pages),
         "knowledge": KnowledgeServicer(KnowledgeService(database, search, ingestion.wake), pages),
     }, ingestion
 
 
 async def _compose_chat(
-    settings: Settings, database: Database, pages: PageTokens, stack: AsyncExitStack
+    settings: Settings,
+    database: Database,
+    search: Search,
+    embedding: MessageEmbedding,
+    pages: PageTokens,
+    stack: AsyncExitStack,
 ) -> ChatServicer:
     tokenizer = await asyncio.to_thread(Tokenizer)
     stack.callback(tokenizer.close)
@@ -157,9 +169,11 @@ async def _compose_chat(
     if settings.pooler == "none":  # through a pooler nobody can listen, so watchers look again
         stack.push_async_callback(_cancel, asyncio.create_task(wakeups.run()))
     chat, tokens = ChatService(database), Tokens(database)
-    appends = Appends(database, tokens, tokenizer)
+    appends = Appends(database, tokens, tokenizer, embedding.wake)
     stack.push_async_callback(appends.close)
-    return ChatServicer(chat, appends, tokens, Watches(chat, wakeups, settings.heartbeat), pages)
+    watches = Watches(chat, wakeups, settings.heartbeat)
+    found = MessageSearch(database, search, embedding.wake)
+    return ChatServicer(chat, appends, tokens, watches, found, pages)
 
 
 async def _listen(

@@ -26,7 +26,9 @@ from hub_server.wakeups import CHANNEL
 #              comes out as RACED;
 # claimed      spends the request ids; one that a concurrent group has just spent is not returned,
 #              and its call comes out as RACED, to be judged again by the next statement;
-# accepted     numbers what is left, per session in the order of arrival.
+# accepted     numbers what is left, per session in the order of arrival;
+# placed       takes the seqs of what searches will find, from the spaces of their users, by id; it
+#              is the last lock, held by nobody who waits for another one.
 #
 # Answers a row for each message. The content of a repeated call is in the call itself (its
 # fingerprint is the same), so only what the hub made is looked up.
@@ -40,6 +42,9 @@ WITH call AS (
     ) WITH ORDINALITY AS call (
         session_id, caller_id, request_id, fingerprint, expected_seq, reservation_id, first_id,
         messages, tokens, uses_tool, place)
+),
+setting AS (
+    SELECT message_search FROM tenants WHERE tenant_id = :tenant_id ::uuid
 ),
 message AS (
     SELECT * FROM unnest(
@@ -148,21 +153,34 @@ claimed AS (
 accepted AS (
     SELECT weighed.*, clock_timestamp() AS moment,
            last_seq + sum(messages) OVER (PARTITION BY session_id ORDER BY place) - messages
-               AS seq_before
+               AS seq_before,
+           sum(messages) OVER (PARTITION BY user_id ORDER BY place DESC) AS users_from_here,
+           enable_chat_history AND (SELECT message_search FROM setting) <> 'off' AS is_found
     FROM weighed
     WHERE outcome = 'ACCEPTED'
       AND (request_id IS NULL OR first_id IN (SELECT resource_id FROM claimed))
 ),
+placed AS (
+    INSERT INTO spaces AS known (tenant_id, user_id, kind, last_seq)
+    SELECT :tenant_id ::uuid, user_id, 'messages', sum(messages)
+    FROM accepted WHERE is_found GROUP BY user_id ORDER BY user_id
+    ON CONFLICT (tenant_id, user_id, kind) DO UPDATE
+        SET last_seq = known.last_seq + excluded.last_seq, updated_at = clock_timestamp()
+    RETURNING user_id, last_seq
+),
 written AS (
     INSERT INTO chat_messages
         (tenant_id, session_id, seq, message_id, role, message_type, content, token_count,
-         model_name, model_response_time, metadata, created_at)
+         model_name, model_response_time, metadata, created_at, user_id, space_seq)
     SELECT :tenant_id ::uuid, accepted.session_id, accepted.seq_before + message.position,
            message.message_id, message.role, message.message_type,
            CASE WHEN accepted.enable_chat_history THEN message.content END, message.token_count,
            message.model_name, message.model_response_time,
-           CASE WHEN accepted.enable_chat_history THEN message.metadata END, accepted.moment
-    FROM accepted JOIN message ON message.place = accepted.place
+           CASE WHEN accepted.enable_chat_history THEN message.metadata END, accepted.moment,
+           placed.user_id, placed.last_seq - accepted.users_from_here + message.position
+    FROM accepted
+    JOIN message ON message.place = accepted.place
+    LEFT JOIN placed ON placed.user_id = accepted.user_id
     RETURNING message_id, seq, content, token_count, created_at
 ),
 advanced AS (
@@ -216,7 +234,7 @@ SELECT CASE WHEN weighed.outcome = 'ACCEPTED' AND written.seq IS NULL THEN 'RACE
        coalesce(written.seq, repeated.seq) AS seq,
        coalesce(written.token_count, repeated.token_count) AS token_count,
        coalesce(written.created_at, repeated.created_at) AS created_at,
-       repeated.redacted_at,
+       repeated.redacted_at, (SELECT message_search FROM setting) AS message_search,
        coalesce(written.content, repeated.content) IS NOT NULL AS is_kept,
        (SELECT pg_notify('{channel}', string_agg(session_id::text, ' '))
         FROM advanced HAVING count(*) > 0) AS told

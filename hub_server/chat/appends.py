@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Final
@@ -81,11 +81,21 @@ class PendingAppend:
 class Appends:
     """Appends, many calls in one statement."""
 
-    def __init__(self, database: Database, tokens: Tokens, tokenizer: Tokenizer) -> None:
-        """Keep messages in the database, within the budgets of ``tokens``."""
+    def __init__(
+        self,
+        database: Database,
+        tokens: Tokens,
+        tokenizer: Tokenizer,
+        embed: Callable[[str, str], None],
+    ) -> None:
+        """Keep messages in the database, within the budgets of ``tokens``.
+
+        ``embed`` is told which tenant's user has messages that are to be embedded.
+        """
         self._database = database
         self._tokens = tokens
         self._tokenizer = tokenizer
+        self._embed = embed
         self._batchers: dict[str, Batcher[PendingAppend, Sequence[Row]]] = {}
 
     async def close(self) -> None:
@@ -107,6 +117,8 @@ class Appends:
             rows = await self._batcher(caller.tenant_id).submit(pending)
             outcome = rows[0]["outcome"]
             if outcome in ("ACCEPTED", "REPEATED"):
+                if rows[0]["message_search"] == "hybrid" and rows[0]["is_kept"]:
+                    self._embed(caller.tenant_id, rows[0]["user_id"])
                 return [_stored(append, *pair) for pair in zip(append.messages, rows, strict=True)]
             if outcome == "NO_BUDGET" and rows[0]["reserved_tokens"] and not is_released:
                 # Perhaps what is missing is held by reservations that have expired.

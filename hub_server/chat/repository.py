@@ -40,7 +40,7 @@ _TOLD: Final = sa.func.pg_notify(CHANNEL, sa.cast(chat_sessions.c.session_id, sa
 
 # The sessions whose messages a session shows, each with the seqs it contributes: (after, last].
 # A fork's own begin after parent_seq; what is before is its parent's, and so on.
-_LINEAGE: Final = """
+LINEAGE: Final = """
 WITH RECURSIVE lineage (session_id, parent_session_id, after, last) AS (
     SELECT s.session_id, s.parent_session_id, s.parent_seq, :last_seq ::bigint
     FROM chat_sessions s
@@ -85,8 +85,8 @@ WHERE s.tenant_id = :tenant_id ::uuid AND s.session_id = :session_id ::uuid
   AND s.deleted_at IS NULL AND u.deleted_at IS NULL
 ORDER BY page.seq {order}
 """
-_OLDEST_FIRST: Final = HotStatement(_PAGE, lineage=_LINEAGE, order="ASC")
-_NEWEST_FIRST: Final = HotStatement(_PAGE, lineage=_LINEAGE, order="DESC")
+_OLDEST_FIRST: Final = HotStatement(_PAGE, lineage=LINEAGE, order="ASC")
+_NEWEST_FIRST: Final = HotStatement(_PAGE, lineage=LINEAGE, order="DESC")
 
 _FORK: Final = HotStatement(
     """
@@ -107,7 +107,7 @@ FROM chat_sessions s CROSS JOIN shared
 WHERE s.tenant_id = :tenant_id ::uuid AND s.session_id = :session_id ::uuid
 RETURNING session_id
 """,
-    lineage=_LINEAGE,
+    lineage=LINEAGE,
 )
 # Locks by id, as appends do: of two lineages that meet, neither can wait for the other.
 _LOCK_LINEAGE: Final = HotStatement(
@@ -120,17 +120,33 @@ WHERE s.tenant_id = :tenant_id ::uuid
 ORDER BY s.session_id
 FOR NO KEY UPDATE OF s
 """,
-    lineage=_LINEAGE,
+    lineage=LINEAGE,
 )
+# Takes a seq of the user's space, so that views drop the message; the message is locked first, as
+# the job that embeds does. Its vector tells of its content, and goes with it.
 _REDACT: Final = HotStatement(
     """
-WITH redacted AS (
-    UPDATE chat_messages
-    SET content = NULL, metadata = NULL, redacted_at = clock_timestamp(),
-        updated_at = clock_timestamp()
+WITH held AS (
+    SELECT user_id, space_seq FROM chat_messages
     WHERE tenant_id = :tenant_id ::uuid AND session_id = :origin_id ::uuid AND seq = :seq ::bigint
       AND redacted_at IS NULL
-    RETURNING seq
+    FOR NO KEY UPDATE
+),
+moved AS (
+    UPDATE spaces s SET last_seq = s.last_seq + 1, updated_at = clock_timestamp()
+    FROM held
+    WHERE s.tenant_id = :tenant_id ::uuid AND s.user_id = held.user_id AND s.kind = 'messages'
+    RETURNING s.last_seq
+),
+redacted AS (
+    UPDATE chat_messages m
+    SET content = NULL, metadata = NULL, embedding = NULL, embedding_model = NULL,
+        space_seq = (SELECT last_seq FROM moved), redacted_at = clock_timestamp(),
+        updated_at = clock_timestamp()
+    FROM held
+    WHERE m.tenant_id = :tenant_id ::uuid AND m.session_id = :origin_id ::uuid
+      AND m.seq = :seq ::bigint
+    RETURNING m.seq
 )
 UPDATE chat_sessions s
 SET redaction_count = s.redaction_count + 1, updated_at = clock_timestamp()

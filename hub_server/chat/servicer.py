@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from hub_client.v1 import chat_pb2 as pb
 from hub_server.caller import Caller
 from hub_server.chat.appends import Append, Appends, NewMessage
+from hub_server.chat.search import Asked, MessageSearch
 from hub_server.chat.service import ChatService, session_etag
 from hub_server.chat.spans import Span
 from hub_server.chat.tokens import Tokens
@@ -36,6 +37,7 @@ class ChatServicer:
         appends: Appends,
         tokens: Tokens,
         watches: Watches,
+        search: MessageSearch,
         pages: PageTokens,
     ) -> None:
         """Serve the given rules."""
@@ -43,6 +45,7 @@ class ChatServicer:
         self._appends = appends
         self._tokens = tokens
         self._watches = watches
+        self._search = search
         self._pages = pages
 
     async def CreateSession(
@@ -161,6 +164,20 @@ class ChatServicer:
         """Stream a session."""
         next_seq = request.from_seq if request.HasField("from_seq") else None
         return WatchFeed(self._watches.feed(request.session_id, next_seq))
+
+    async def SearchMessages(
+        self, request: pb.SearchMessagesRequest, caller: Caller
+    ) -> pb.SearchMessagesResponse:
+        """Find messages."""
+        since, until = _times(request, "created_since", "created_before")
+        roles = [enum_to_text(pb.Role, role) for role in request.roles]
+        span = Span(roles=roles, since=since, until=until)
+        asked = Asked(request.query, request.top_k, request.session_id, span)
+        user_id = caller.acting_for(request.user_id)
+        hits = await self._search.search(caller, user_id, asked)
+        return pb.SearchMessagesResponse(
+            hits=[pb.MessageHit(message=_message_to_pb(row), score=score) for row, score in hits]
+        )
 
     async def ReserveTokens(
         self, request: pb.ReserveTokensRequest, caller: Caller

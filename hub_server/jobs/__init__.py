@@ -1,1 +1,1 @@
-"""Background work of a hub process: ingestion and the purge of spent request ids."""
+"""Background work of a hub process: ingestion, embedding of messages, purge of what is spent."""

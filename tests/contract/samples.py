@@ -37,6 +37,7 @@ from hub_client.v1 import (
     GetMessageRequest,
     GetSessionRequest,
     GetTenantRequest,
+    GetTenantSettingsRequest,
     GetUsageRequest,
     GetUserConfigRequest,
     GetUserRequest,
@@ -55,6 +56,7 @@ from hub_client.v1 import (
     LoginRequest,
     LogoutRequest,
     MemoryType,
+    MessageSearch,
     RecallRequest,
     RedactMessageRequest,
     RefreshTokenRequest,
@@ -64,13 +66,16 @@ from hub_client.v1 import (
     RevokeApiKeyRequest,
     RevokeLoginRequest,
     Role,
+    SearchMessagesRequest,
     SearchRequest,
     SettleTokensRequest,
+    TenantSettings,
     UnarchiveSessionRequest,
     UndeleteSessionRequest,
     UndeleteUserRequest,
     UpdateDefaultConfigRequest,
     UpdateSessionRequest,
+    UpdateTenantSettingsRequest,
     UpdateUserConfigRequest,
     UpdateUserRequest,
     User,
@@ -126,6 +131,7 @@ def sample(name: str, world: World) -> Message:
 async def make_world(tenant: Tenant) -> World:
     """Make one row of each kind, and a second of those that a valid request uses up."""
     client = tenant.client
+    await client.identity.update_tenant_settings(_search_words())
     user = await tenant.new_user(password=PASSWORD, display_name="Ada")
     spare_user = await tenant.new_user(password=PASSWORD)
     login = await client.identity.login(LoginRequest(email=user.email, password=PASSWORD))
@@ -182,6 +188,11 @@ def _new_key(_: World | None) -> CreateApiKeyRequest:
         scopes=[Scope.SCOPE_CHAT_READ],
         expires_at=timestamp_pb2.Timestamp(seconds=4_000_000_000),
     )
+
+
+def _search_words(_: World | None = None) -> UpdateTenantSettingsRequest:
+    settings = TenantSettings(message_search=MessageSearch.MESSAGE_SEARCH_WORDS)
+    return UpdateTenantSettingsRequest(tenant_settings=settings)
 
 
 def _append(world: World) -> Message:
@@ -263,6 +274,8 @@ _SAMPLES: Final[dict[str, Callable[[World], Message]]] = {
     "UpdateDefaultConfig": lambda _: UpdateDefaultConfigRequest(
         config=UserConfig(preferred_language="en")
     ),
+    "GetTenantSettings": lambda _: GetTenantSettingsRequest(),
+    "UpdateTenantSettings": _search_words,
     "GetUsage": lambda world: GetUsageRequest(user_id=world.user_id),
     "ListUsage": lambda _: ListUsageRequest(page_size=1),
     "CreateApiKey": _new_key,
@@ -288,6 +301,9 @@ _SAMPLES: Final[dict[str, Callable[[World], Message]]] = {
     "ForkSession": lambda world: ForkSessionRequest(session_id=world.session_id),
     "RedactMessage": lambda world: RedactMessageRequest(session_id=world.session_id, seq=1),
     "WatchSession": lambda world: WatchSessionRequest(session_id=world.session_id, from_seq=1),
+    "SearchMessages": lambda world: SearchMessagesRequest(
+        user_id=world.user_id, query="tea", session_id=world.session_id
+    ),
     "ReserveTokens": lambda world: ReserveTokensRequest(user_id=world.user_id, tokens=1),
     "SettleTokens": lambda world: SettleTokensRequest(reservation_id=world.spare_reservation_id),
     "ListMessages": lambda world: ListMessagesRequest(session_id=world.session_id),

@@ -70,7 +70,7 @@ def test_there_are_four_services() -> None:
         "hub.v1.MemoryService",
         "hub.v1.KnowledgeService",
     }
-    assert len(METHODS) == 61
+    assert len(METHODS) == 64
 
 
 @of_each_method
@@ -160,7 +160,7 @@ def test_a_response_bears_its_resource_under_its_own_name(method: MethodDescript
     for field in resources:
         assert field.message_type is not None
         kind = re.sub(r"(?<!^)(?=[A-Z])", "_", field.message_type.name).lower()
-        if method.name in ("Search", "Recall"):
+        if method.name in ("Search", "SearchMessages", "Recall"):
             assert (field.name, field.is_repeated) == ("hits", True)
         elif method.name.startswith(("List", "Batch")):
             assert field.is_repeated
