@@ -27,9 +27,12 @@ from hub_client.v1 import (
     IngestDocumentRequest,
     LoginRequest,
     MemoryType,
+    MessageSearch,
     RememberRequest,
     ReserveTokensRequest,
     Role,
+    TenantSettings,
+    UpdateTenantSettingsRequest,
     options_pb2,
 )
 from hub_client.v1.options_pb2 import Scope
@@ -77,6 +80,10 @@ async def sides(
 
 
 async def _move_in(tenant: Tenant, canary: str) -> Side:
+    settings = TenantSettings(message_search=MessageSearch.MESSAGE_SEARCH_HYBRID)
+    await tenant.client.identity.update_tenant_settings(
+        UpdateTenantSettingsRequest(tenant_settings=settings)
+    )
     ids = await _person(tenant, canary, "one")
     neighbour = await _person(tenant, canary, "two")
     login = await tenant.client.identity.login(

@@ -26,9 +26,12 @@ from hub_client.v1 import (
     IngestDocumentRequest,
     Level,
     MemoryType,
+    MessageSearch,
     RememberRequest,
     ReserveTokensRequest,
     Role,
+    TenantSettings,
+    UpdateTenantSettingsRequest,
     options_pb2,
 )
 from hub_client.v1.options_pb2 import Scope
@@ -62,7 +65,9 @@ _WITHOUT_SECRET = {
     "Logout": ("INVALID_FIELD",),
     "UpdateDefaultConfig": ("INVALID_FIELD",),
 }
+_SCORES = ("score", "vector_score", "word_score")
 _QUERY = "Which green tea is brewed in the morning?"
+_SEARCHES = ("Recall", "Search", "SearchMessages")
 _SAID = ("Good morning.", "Shall I brew green tea?", "Yes, please.")
 _REMEMBERED = ("Drinks green tea in the morning.", "Never drinks coffee.", "Lives in Lisbon.")
 _KNOWN = (
@@ -80,17 +85,9 @@ class Person:
     ids: dict[str, str]
     rows: frozenset[str]
 
-    def scores(self, hits: Sequence[Any]) -> list[tuple[str, float, float, float]]:
+    def scores(self, hits: Sequence[Any]) -> list[tuple[Any, ...]]:
         """Return what was found with its scores, without the ids."""
-        return [
-            (
-                hit.memory.memory_content if hasattr(hit, "memory") else hit.chunk.content,
-                hit.score,
-                hit.vector_score,
-                hit.word_score,
-            )
-            for hit in hits
-        ]
+        return [(_text(hit), *(getattr(hit, name, 0.0) for name in _SCORES)) for hit in hits]
 
 
 @dataclass
@@ -116,6 +113,11 @@ async def people(
         )
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(hub.address))
         tenants = [await hub.new_tenant() for _ in range(2)]
+        for tenant in tenants:
+            settings = TenantSettings(message_search=MessageSearch.MESSAGE_SEARCH_WORDS)
+            await tenant.client.identity.update_tenant_settings(
+                UpdateTenantSettingsRequest(tenant_settings=settings)
+            )
         first = await _move_in(tenants[0], 0)
         people = People(hub, channel, [first], [])
         people.alone = await _scores(people, first)
@@ -163,15 +165,16 @@ async def test_every_id_of_another_answers_like_one_that_does_not_exist(people: 
         await _assert_foreign_ids_are_unknown(people, own.token, own, other)
     await _assert_foreign_ids_are_unknown(people, own.tenant.key, own, foreign)
     # A key that names one user and the session of another of its tenant.
-    searches = [
-        _of(METHODS["Search"], query=_QUERY, user_id=own.ids["user_id"], session_id=session_id)
-        for session_id in (neighbour.ids["session_id"], new_id())
-    ]
-    answers = [
-        await ask(people.channel, METHODS["Search"], one, own.tenant.key) for one in searches
-    ]
-    assert answers[0].reason == "NOT_FOUND"
-    assert answers[0] == answers[1]
+    for name in ("Search", "SearchMessages"):
+        searches = [
+            _of(METHODS[name], query=_QUERY, user_id=own.ids["user_id"], session_id=session_id)
+            for session_id in (neighbour.ids["session_id"], new_id())
+        ]
+        answers = [
+            await ask(people.channel, METHODS[name], one, own.tenant.key) for one in searches
+        ]
+        assert answers[0].reason == "NOT_FOUND"
+        assert answers[0] == answers[1]
     assert _everything_of(people.hub, neighbour, foreign) == before
     for person, key in ((own, own.token), (neighbour, neighbour.tenant.key)):
         for method in _MENDING:
@@ -309,7 +312,7 @@ def _ids_of(hub: Hub, user_id: str) -> frozenset[str]:
     query = """
         SELECT session_id FROM chat_sessions WHERE user_id = %s
         UNION ALL SELECT message_id FROM chat_messages JOIN chat_sessions USING (session_id)
-                  WHERE user_id = %s
+                  WHERE chat_sessions.user_id = %s
         UNION ALL SELECT memory_id FROM memory_store WHERE user_id = %s
         UNION ALL SELECT document_id FROM documents WHERE user_id = %s
         UNION ALL SELECT chunk_id FROM chunks WHERE user_id = %s
@@ -350,13 +353,13 @@ def _reads(person: Person, user_id: str) -> Iterator[tuple[MethodDescriptor, Mes
         "GetDocument",
     ):
         yield METHODS[name], _of(METHODS[name], **ids)
-    for name in ("Recall", "Search"):
+    for name in _SEARCHES:
         yield METHODS[name], _of(METHODS[name], user_id=user_id, query=_QUERY, top_k=200)
 
 
 async def _scores(people: People, person: Person) -> list[Any]:
     scores = []
-    for name in ("Recall", "Search"):
+    for name in _SEARCHES:
         request = _of(METHODS[name], query=_QUERY, top_k=200)
         answer = await ask(people.channel, METHODS[name], request, person.token)
         scores.append(person.scores(answer.response.hits))
@@ -391,7 +394,10 @@ def _fill(message: Message, ids: dict[str, str]) -> None:
             setattr(message, field.name, ids[field.name])
         elif limits.required and field.message_type is not None:
             inner = getattr(message, field.name)
-            _fill(inner.add() if field.is_repeated else inner, ids)
+            if field.is_repeated:
+                inner = inner.add()
+            inner.SetInParent()  # given, though nothing in it need be
+            _fill(inner, ids)
         elif limits.required and field.is_repeated:
             getattr(message, field.name).append(1)
         elif limits.required:
@@ -410,6 +416,12 @@ def _id_fields(descriptor: Descriptor) -> Iterator[tuple[str, ...]]:
         elif field.message_type is not None and field.message_type.file.package == "hub.v1":
             for path in _id_fields(field.message_type):
                 yield (field.name, *path)
+
+
+def _text(hit: Any) -> str:
+    if hasattr(hit, "memory"):
+        return str(hit.memory.memory_content)
+    return str(hit.message.content if hasattr(hit, "message") else hit.chunk.content)
 
 
 def _ids_in(answers: Sequence[Answer]) -> set[str]:

@@ -552,7 +552,7 @@ async def _say_all(client: AsyncHubClient, session: Session, *texts: str) -> Seq
         for place, text in enumerate(texts)
     ]
     request = BatchAppendMessagesRequest(session_id=session.session_id, messages=messages)
-    return (await client.chat.batch_append_messages(request)).messages
+    return (await client.chat.batch_append_messages(request)).appended_messages
 
 
 async def _search(
