@@ -56,76 +56,95 @@ WHERE sized.before <= :most_bytes ::bigint
 ORDER BY sized.space_seq
 """)
 
-# Which seqs of which sessions are shown, and as whose: each session's as its own, or those that
-# one session shows as that one's.
-_OF_ALL: Final = """
-WITH shown AS NOT MATERIALIZED (
-    SELECT s.session_id, s.session_id AS shown_in, 0::bigint AS after, :last_seq ::bigint AS last
-    FROM chat_sessions s
-    WHERE s.tenant_id = :tenant_id ::uuid AND s.user_id = :user_id ::uuid
-      AND s.deleted_at IS NULL AND :session_id ::uuid IS NULL
-)"""
-_OF_ONE: Final = """
-{lineage},
-shown AS (
-    SELECT lineage.session_id, s.session_id AS shown_in, lineage.after, lineage.last
-    FROM lineage
-    JOIN chat_sessions s ON s.tenant_id = :tenant_id ::uuid AND s.session_id = :session_id ::uuid
-    WHERE s.user_id = :user_id ::uuid AND s.deleted_at IS NULL
-)"""
-_IS_SHOWN: Final = """
-    m.tenant_id = :tenant_id ::uuid AND m.user_id = :user_id ::uuid
-    AND m.session_id = shown.session_id AND m.seq > shown.after AND m.seq <= shown.last
-    AND m.content IS NOT NULL"""
-_IS_ASKED: Final = """
-    (:roles ::text[] IS NULL OR m.role = ANY (:roles ::text[]))
-    AND (:since ::timestamptz IS NULL OR m.created_at >= :since ::timestamptz)
-    AND (:until ::timestamptz IS NULL OR m.created_at < :until ::timestamptz)"""
+# The reads of single messages are laterals with a limit: so each is a look-up in an index, whatever
+# Postgres believes of the sizes of tables and arrays. Planned as a join, a search took a second.
+#
+# A message is shown in its own session, or in the one that is asked for: its seq is then one of
+# those that its session contributes.
+_OWN: Final = {
+    "head": "WITH",
+    "shown": """
+        SELECT s.session_id FROM chat_sessions s
+        WHERE s.tenant_id = :tenant_id ::uuid AND s.session_id = m.session_id
+          AND s.user_id = :user_id ::uuid AND s.deleted_at IS NULL
+        LIMIT 1""",
+    "origin": "SELECT found.origin_id AS session_id",
+}
+_ASKED: Final = {
+    "head": f"{LINEAGE},",
+    "shown": """
+        SELECT s.session_id FROM lineage
+        JOIN chat_sessions s
+            ON s.tenant_id = :tenant_id ::uuid AND s.session_id = :session_id ::uuid
+        WHERE lineage.session_id = m.session_id
+          AND m.seq > lineage.after AND m.seq <= lineage.last
+          AND s.user_id = :user_id ::uuid AND s.deleted_at IS NULL
+        LIMIT 1""",
+    "origin": """
+        SELECT lineage.session_id FROM lineage
+        WHERE found.seq + step.by > lineage.after AND found.seq + step.by <= lineage.last
+        LIMIT 1""",
+}
+_PARTS: Final = {
+    "is_his": """
+        m.tenant_id = :tenant_id ::uuid AND m.user_id = :user_id ::uuid
+        AND m.content IS NOT NULL""",
+    "is_asked": """
+        (:roles ::text[] IS NULL OR m.role = ANY (:roles ::text[]))
+        AND (:since ::timestamptz IS NULL OR m.created_at >= :since ::timestamptz)
+        AND (:until ::timestamptz IS NULL OR m.created_at < :until ::timestamptz)""",
+}
 
 # Where messages are, and what is beside them.
 _PLACES: Final = """
-{shown},
-beside AS (
-    SELECT DISTINCT shown.shown_in, m.seq + step.by AS seq
-    FROM chat_messages m
-    JOIN shown ON shown.session_id = m.session_id
+{head} found AS MATERIALIZED (
+    SELECT m.session_id AS origin_id, m.seq, shown.session_id
+    FROM unnest(:message_ids ::uuid[]) AS given (message_id)
+    CROSS JOIN LATERAL (
+        SELECT m.session_id, m.seq FROM chat_messages m
+        WHERE m.message_id = given.message_id AND {is_his}
+        LIMIT 1) m
+    CROSS JOIN LATERAL ({shown}) shown
+),
+beside AS MATERIALIZED (
+    SELECT DISTINCT found.session_id, origin.session_id AS origin_id, found.seq + step.by AS seq
+    FROM found
     CROSS JOIN generate_series(-:reach ::int, :reach ::int) AS step (by)
-    WHERE m.message_id = ANY (:message_ids ::uuid[]) AND {is_shown}
+    CROSS JOIN LATERAL ({origin}) origin
 )
-SELECT m.message_id::text, shown.shown_in::text AS session_id, m.seq, {is_asked} AS is_asked
-FROM beside
-JOIN shown ON shown.shown_in = beside.shown_in
-    AND beside.seq > shown.after AND beside.seq <= shown.last
-JOIN chat_messages m ON m.seq = beside.seq AND {is_shown}
+SELECT m.message_id::text, beside.session_id::text, beside.seq, m.is_asked
+FROM beside CROSS JOIN LATERAL (
+    SELECT m.message_id, {is_asked} AS is_asked FROM chat_messages m
+    WHERE m.session_id = beside.origin_id AND m.seq = beside.seq AND {is_his}
+    LIMIT 1) m
 """
-# The messages of an answer, in the order asked, as many as a page may hold.
+# The messages of an answer, in the order given, as many as a page may hold.
 _MESSAGES: Final = """
-{shown}
-SELECT sized.*
-FROM (SELECT shown.shown_in::text AS session_id, m.seq, m.message_id::text, m.role, m.message_type,
-             m.content, m.token_count, m.model_name, m.model_response_time, m.metadata,
-             m.created_at, m.redacted_at, asked.place,
-             sum(octet_length(m.content) + octet_length(m.metadata::text))
-                 OVER (ORDER BY asked.place) AS filled
-      FROM unnest(:message_ids ::uuid[]) WITH ORDINALITY AS asked (message_id, place)
-      JOIN chat_messages m ON m.tenant_id = :tenant_id ::uuid AND m.message_id = asked.message_id
-      JOIN shown ON shown.session_id = m.session_id
-      WHERE {is_shown} AND {is_asked}) sized
-WHERE sized.filled <= :most_bytes ::bigint
-ORDER BY sized.place
+{head} found AS (
+    SELECT shown.session_id::text, m.seq, m.message_id::text, m.role, m.message_type, m.content,
+           m.token_count, m.model_name, m.model_response_time, m.metadata, m.created_at,
+           m.redacted_at, given.place,
+           sum(octet_length(m.content) + octet_length(m.metadata::text))
+               OVER (ORDER BY given.place) AS filled
+    FROM unnest(:message_ids ::uuid[]) WITH ORDINALITY AS given (message_id, place)
+    CROSS JOIN LATERAL (
+        SELECT * FROM chat_messages m
+        WHERE m.message_id = given.message_id AND {is_his} AND {is_asked}
+        LIMIT 1) m
+    CROSS JOIN LATERAL ({shown}) shown
+)
+SELECT * FROM found WHERE filled <= :most_bytes ::bigint ORDER BY place
 """
-_ALL: Final = {"shown": _OF_ALL, "is_shown": _IS_SHOWN, "is_asked": _IS_ASKED}
-_ONE: Final = {**_ALL, "shown": _OF_ONE.format(lineage=LINEAGE)}
-_PLACES_OF_ALL: Final = HotStatement(_PLACES, **_ALL)
-_PLACES_OF_ONE: Final = HotStatement(_PLACES, **_ONE)
-_MESSAGES_OF_ALL: Final = HotStatement(_MESSAGES, **_ALL)
-_MESSAGES_OF_ONE: Final = HotStatement(_MESSAGES, **_ONE)
+_OWN_PLACES: Final = HotStatement(_PLACES, **_OWN, **_PARTS)
+_ASKED_PLACES: Final = HotStatement(_PLACES, **_ASKED, **_PARTS)
+_OWN_MESSAGES: Final = HotStatement(_MESSAGES, **_OWN, **_PARTS)
+_ASKED_MESSAGES: Final = HotStatement(_MESSAGES, **_ASKED, **_PARTS)
 
 _TO_EMBED: Final = HotStatement("""
 SELECT m.message_id::text, left(m.content, :most_characters ::int) AS content
 FROM chat_messages m
-JOIN tenants t ON t.tenant_id = m.tenant_id AND t.message_search = 'hybrid'
-WHERE m.tenant_id = :tenant_id ::uuid AND m.user_id = :user_id ::uuid
+WHERE (SELECT message_search FROM tenants WHERE tenant_id = :tenant_id ::uuid) = 'hybrid'
+  AND m.tenant_id = :tenant_id ::uuid AND m.user_id = :user_id ::uuid
   AND m.space_seq IS NOT NULL AND m.embedding IS NULL AND m.content IS NOT NULL
 ORDER BY m.space_seq
 LIMIT :most ::int
@@ -136,10 +155,12 @@ _EMBED: Final = HotStatement("""
 WITH held AS (
     SELECT m.session_id, m.seq, made.embedding
     FROM unnest(:message_ids ::uuid[], :embeddings ::bytea[]) AS made (message_id, embedding)
-    JOIN chat_messages m
-        ON m.tenant_id = :tenant_id ::uuid AND m.message_id = made.message_id
-    WHERE m.user_id = :user_id ::uuid AND m.embedding IS NULL AND m.content IS NOT NULL
-    FOR NO KEY UPDATE OF m SKIP LOCKED
+    CROSS JOIN LATERAL (
+        SELECT m.session_id, m.seq FROM chat_messages m
+        WHERE m.tenant_id = :tenant_id ::uuid AND m.message_id = made.message_id
+          AND m.user_id = :user_id ::uuid AND m.embedding IS NULL AND m.content IS NOT NULL
+        LIMIT 1
+        FOR NO KEY UPDATE SKIP LOCKED) m
 ),
 numbered AS (
     SELECT held.*, row_number() OVER (ORDER BY session_id, seq) AS place,
@@ -198,14 +219,14 @@ class SearchRepository:
         Columns: ``message_id``, ``session_id``, ``seq``, and ``is_asked``, whether the message
         itself is of the span's roles and times.
         """
-        statement = _PLACES_OF_ONE if session_id else _PLACES_OF_ALL
+        statement = _ASKED_PLACES if session_id else _OWN_PLACES
         return await self._shown(statement, message_ids, session_id, span, reach=REACH)
 
     async def messages(
         self, message_ids: Sequence[str], session_id: str, span: Span
     ) -> Sequence[Row]:
         """Return those of the messages that may be shown now, in this order."""
-        statement = _MESSAGES_OF_ONE if session_id else _MESSAGES_OF_ALL
+        statement = _ASKED_MESSAGES if session_id else _OWN_MESSAGES
         return await self._shown(statement, message_ids, session_id, span, most_bytes=PAGE_BYTES)
 
     async def to_embed(self, most: int) -> Sequence[Row]:
