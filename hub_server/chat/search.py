@@ -61,6 +61,8 @@ class MessageSearch:
             # made up for.
             self._embed(caller.tenant_id, user_id)
         scores = await self._scores(caller, user_id, asked, state)
+        if not scores:
+            return []
         best = sorted(scores, key=lambda one: (-round(scores[one], _TIE_PLACES), one))
         async with self._database.statement(caller) as connection:
             repository = SearchRepository(connection, caller.tenant_id, user_id)

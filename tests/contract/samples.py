@@ -141,7 +141,7 @@ async def make_world(tenant: Tenant) -> World:
     key = await client.identity.create_api_key(_new_key(None))
     session, other = await tenant.new_session(user), await tenant.new_session(user)
     await client.chat.append_message(
-        AppendMessageRequest(session_id=session.session_id, role=Role.ROLE_USER)
+        AppendMessageRequest(session_id=session.session_id, role=Role.ROLE_USER, content="Hello")
     )
     memory = await client.memory.remember(_remember(user.user_id))
     reserve = ReserveTokensRequest(user_id=user.user_id, tokens=1)
@@ -302,7 +302,7 @@ _SAMPLES: Final[dict[str, Callable[[World], Message]]] = {
     "RedactMessage": lambda world: RedactMessageRequest(session_id=world.session_id, seq=1),
     "WatchSession": lambda world: WatchSessionRequest(session_id=world.session_id, from_seq=1),
     "SearchMessages": lambda world: SearchMessagesRequest(
-        user_id=world.user_id, query="tea", session_id=world.session_id
+        user_id=world.user_id, query="Hello", session_id=world.session_id
     ),
     "ReserveTokens": lambda world: ReserveTokensRequest(user_id=world.user_id, tokens=1),
     "SettleTokens": lambda world: SettleTokensRequest(reservation_id=world.spare_reservation_id),

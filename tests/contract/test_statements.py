@@ -30,6 +30,7 @@ _COSTS: Final = {
     "ForkSession": 5,  # whose it is; his limit; the session; the fork, and it as it is read
     "RedactMessage": 5,  # the lineage is held; the session; the change; its event; what is left
     "WatchSession": 2,  # the session and its messages
+    "SearchMessages": 4,  # the state; what is new; where it is; the messages
     "ReserveTokens": 4,  # his usage is held; what expired is freed; what is left; the reservation
     "SettleTokens": 6,  # and whose it is, the reservation, and what was used
 }
