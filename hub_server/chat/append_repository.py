@@ -30,8 +30,8 @@ from hub_server.wakeups import CHANNEL
 # placed       takes the seqs of what searches will find, from the spaces of their users, by id; it
 #              is the last lock, held by nobody who waits for another one.
 #
-# Answers a row for each message. The content of a repeated call is in the call itself (its
-# fingerprint is the same), so only what the hub made is looked up.
+# Answers a row for each call: where its messages begin, and when. All else is in the call itself;
+# only of a repeated one (whose fingerprint is the same) it is looked up what the hub made then.
 _APPEND: Final = HotStatement(
     """
 WITH call AS (
@@ -181,7 +181,6 @@ written AS (
     FROM accepted
     JOIN message ON message.place = accepted.place
     LEFT JOIN placed ON placed.user_id = accepted.user_id
-    RETURNING message_id, seq, content, token_count, created_at
 ),
 advanced AS (
     UPDATE chat_sessions s
@@ -216,33 +215,34 @@ drawn AS (
     WHERE r.tenant_id = :tenant_id ::uuid AND r.reservation_id = accepted.reservation_id
 ),
 repeated AS (
-    SELECT message.message_id AS given_id, stored.*
+    SELECT weighed.place, min(stored.seq) AS seq, min(stored.created_at) AS created_at,
+           array_agg(stored.message_id::text ORDER BY stored.seq) AS message_ids,
+           array_agg(stored.token_count ORDER BY stored.seq) AS token_counts,
+           array_agg(stored.content IS NOT NULL ORDER BY stored.seq) AS are_kept,
+           array_agg(stored.redacted_at ORDER BY stored.seq) AS redacted_at
     FROM weighed
     JOIN chat_messages start
         ON start.tenant_id = :tenant_id ::uuid AND start.message_id = weighed.repeated_id
-    JOIN message ON message.place = weighed.place
     JOIN chat_messages stored
         ON stored.tenant_id = :tenant_id ::uuid AND stored.session_id = start.session_id
-        AND stored.seq = start.seq + message.position - 1
+        AND stored.seq >= start.seq AND stored.seq < start.seq + weighed.messages
     WHERE weighed.outcome = 'REPEATED'
+    GROUP BY weighed.place
 )
-SELECT CASE WHEN weighed.outcome = 'ACCEPTED' AND written.seq IS NULL THEN 'RACED'
+SELECT CASE WHEN weighed.outcome = 'ACCEPTED' AND accepted.place IS NULL THEN 'RACED'
             ELSE weighed.outcome END AS outcome,
        weighed.max_tokens, weighed.renewal, weighed.last_seq, weighed.reserved_tokens,
-       weighed.user_id::text AS user_id,
-       coalesce(written.message_id, repeated.message_id)::text AS message_id,
-       coalesce(written.seq, repeated.seq) AS seq,
-       coalesce(written.token_count, repeated.token_count) AS token_count,
-       coalesce(written.created_at, repeated.created_at) AS created_at,
-       repeated.redacted_at, (SELECT message_search FROM setting) AS message_search,
-       coalesce(written.content, repeated.content) IS NOT NULL AS is_kept,
+       weighed.user_id::text AS user_id, weighed.enable_chat_history,
+       (SELECT message_search FROM setting) AS message_search,
+       coalesce(accepted.seq_before + 1, repeated.seq)::bigint AS seq,
+       coalesce(accepted.moment, repeated.created_at) AS created_at,
+       repeated.message_ids, repeated.token_counts, repeated.are_kept, repeated.redacted_at,
        (SELECT pg_notify('{channel}', string_agg(session_id::text, ' '))
         FROM advanced HAVING count(*) > 0) AS told
 FROM weighed
-JOIN message ON message.place = weighed.place
-LEFT JOIN written ON written.message_id = message.message_id
-LEFT JOIN repeated ON repeated.given_id = message.message_id
-ORDER BY weighed.place, message.position
+LEFT JOIN accepted ON accepted.place = weighed.place
+LEFT JOIN repeated ON repeated.place = weighed.place
+ORDER BY weighed.place
 """,
     budget=BUDGET,
     channel=CHANNEL,
@@ -258,6 +258,6 @@ class AppendRepository:
         self._tenant_id = tenant_id
 
     async def append(self, columns: Mapping[str, Sequence[Any]], kept: Any) -> Sequence[Row]:
-        """Carry out a group of calls given as columns; return a row for each message, in order."""
+        """Carry out a group of calls given as columns; return a row for each, in order."""
         parameters = {**columns, "tenant_id": self._tenant_id, "kept": kept}
         return await _APPEND.rows(self._connection, parameters)

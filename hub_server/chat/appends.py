@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, Final
 
 from hub_server.batching import Batcher
@@ -96,7 +95,7 @@ class Appends:
         self._tokens = tokens
         self._tokenizer = tokenizer
         self._embed = embed
-        self._batchers: dict[str, Batcher[PendingAppend, Sequence[Row]]] = {}
+        self._batchers: dict[str, Batcher[PendingAppend, Row]] = {}
 
     async def close(self) -> None:
         """Break off the appends under way."""
@@ -114,20 +113,20 @@ class Appends:
         pending = PendingAppend(caller, retry, append, ids)
         races, is_released = 0, False
         while races < _MOST_RACES:
-            rows = await self._batcher(caller.tenant_id).submit(pending)
-            outcome = rows[0]["outcome"]
+            row = await self._batcher(caller.tenant_id).submit(pending)
+            outcome = row["outcome"]
             if outcome in ("ACCEPTED", "REPEATED"):
-                if rows[0]["message_search"] == "hybrid" and rows[0]["is_kept"]:
-                    self._embed(caller.tenant_id, rows[0]["user_id"])
-                return [_stored(append, *pair) for pair in zip(append.messages, rows, strict=True)]
-            if outcome == "NO_BUDGET" and rows[0]["reserved_tokens"] and not is_released:
+                if row["message_search"] == "hybrid" and row["enable_chat_history"]:
+                    self._embed(caller.tenant_id, row["user_id"])
+                return _stored(pending, row)
+            if outcome == "NO_BUDGET" and row["reserved_tokens"] and not is_released:
                 # Perhaps what is missing is held by reservations that have expired.
-                await self._tokens.release_expired(caller, rows[0]["user_id"])
+                await self._tokens.release_expired(caller, row["user_id"])
                 is_released = True
             elif outcome == "RACED":
                 races += 1
             elif outcome != "QUEUED":  # the first of the queue is through, so it is shorter now
-                raise _refusal(rows[0])
+                raise _refusal(row)
         raise HubError(Reason.REASON_UNAVAILABLE)
 
     async def _counted(self, messages: Sequence[NewMessage]) -> Sequence[NewMessage]:
@@ -141,7 +140,7 @@ class Appends:
             for message in messages
         ]
 
-    def _batcher(self, tenant_id: str) -> Batcher[PendingAppend, Sequence[Row]]:
+    def _batcher(self, tenant_id: str) -> Batcher[PendingAppend, Row]:
         """Return the queue of a tenant; a group never mixes tenants."""
         batcher = self._batchers.get(tenant_id)
         if batcher is None:
@@ -156,7 +155,7 @@ class Appends:
             )
         return batcher
 
-    async def _flush(self, group: Sequence[PendingAppend]) -> Sequence[Sequence[Row]]:
+    async def _flush(self, group: Sequence[PendingAppend]) -> Sequence[Row]:
         # The most patient caller's deadline: the others' calls end without stopping the group.
         caller = max((call.caller for call in group), key=lambda caller: caller.deadline)
         now = time.monotonic()
@@ -166,10 +165,7 @@ class Appends:
             async with self._database.statement(caller) as connection:
                 repository = AppendRepository(connection, caller.tenant_id)
                 rows = iter(await repository.append(_columns(in_time), KEPT))
-        return [
-            list(islice(rows, len(call.message_ids))) if call.caller.deadline > now else [_LATE]
-            for call in group
-        ]
+        return [next(rows) if call.caller.deadline > now else _LATE for call in group]
 
 
 def _weight(call: PendingAppend) -> int:
@@ -221,19 +217,28 @@ def _refusal(row: Row) -> HubError:
     return HubError(_REFUSALS[row["outcome"]], **_FACTS.get(row["outcome"], {}))
 
 
-def _stored(append: Append, message: NewMessage, row: Row) -> Row:
-    """Return the message as it was stored: what the caller gave and what the hub added."""
-    return {
-        "session_id": append.session_id,
-        "seq": row["seq"],
-        "message_id": row["message_id"],
-        "role": message.role,
-        "message_type": message.message_type,
-        "content": message.content if row["is_kept"] else None,
-        "token_count": row["token_count"],
-        "model_name": message.model_name,
-        "model_response_time": message.model_response_time,
-        "metadata": message.metadata if row["is_kept"] else None,
-        "created_at": row["created_at"],
-        "redacted_at": row["redacted_at"],
-    }
+def _stored(pending: PendingAppend, row: Row) -> Sequence[Row]:
+    """Return the messages as they were stored: what the caller gave and what the hub added."""
+    append, count = pending.append, len(pending.append.messages)
+    is_new = row["message_ids"] is None
+    ids = pending.message_ids if is_new else row["message_ids"]
+    kept = [row["enable_chat_history"]] * count if is_new else row["are_kept"]
+    redacted = [None] * count if is_new else row["redacted_at"]
+    tokens = [one.token_count for one in append.messages] if is_new else row["token_counts"]
+    return [
+        {
+            "session_id": append.session_id,
+            "seq": seq,
+            "message_id": ids[place],
+            "role": message.role,
+            "message_type": message.message_type,
+            "content": message.content if kept[place] else None,
+            "token_count": tokens[place],
+            "model_name": message.model_name,
+            "model_response_time": message.model_response_time,
+            "metadata": message.metadata if kept[place] else None,
+            "created_at": row["created_at"],
+            "redacted_at": redacted[place],
+        }
+        for place, (seq, message) in enumerate(enumerate(append.messages, row["seq"]))
+    ]
