@@ -2070,7 +2070,7 @@ class AuditEvent(_message.Message):
     authn_token_reuse; authz_fail (level or scope), authz_change (configurations);
     user_created, user_updated, user_archived (deactivated), user_activated,
     user_deleted, user_undeleted; tenant_created, tenant_updated (its settings),
-    tenant_deactivated, tenant_activated.
+    tenant_deactivated, tenant_activated; message_redacted.
     """
     outcome: Global___AuditOutcome.ValueType
     """Whether it was done."""
