@@ -6,9 +6,10 @@ import grpc
 import pytest
 
 from hub_client.v1 import AppendMessageRequest
-from tests.contract.samples import World, sample
+from tests.contract.samples import World, make_world, sample
 from tests.contract.wire import SERVICES, bearer, call, method_named
 from tests.integration.test_database import statements
+from tests.support import Hub
 
 # Beside authentication, which is one statement for all calls of a moment; and where the user has a
 # limit of sessions, one more to count those that are active.
@@ -34,6 +35,12 @@ _COSTS: Final = {
     "ReserveTokens": 4,  # his usage is held; what expired is freed; what is left; the reservation
     "SettleTokens": 6,  # and whose it is, the reservation, and what was used
 }
+
+
+@pytest.fixture(scope="module")
+async def world(hub: Hub) -> World:
+    """A tenant of its own: what others have done with one would change what calls cost."""
+    return await make_world(await hub.new_tenant())
 
 
 def test_every_method_of_chat_has_a_cost() -> None:
