@@ -20,6 +20,11 @@ OPTIONS: Final = (
     ("grpc.max_receive_message_length", -1),
     # What gRPC keeps of a call so as to retry it: its own 256 KiB would not hold a document.
     ("grpc.per_rpc_retry_buffer_size", 16 << 20),
+    # A hub that hangs, or a network that drops what is sent, is noticed within a minute.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 15_000),
+    # Each client has a connection of its own: else those of a process share one, and one worker.
+    ("grpc.use_local_subchannel_pool", 1),
 )
 
 _REQUEST_ID: Final = "request_id"
@@ -158,6 +163,7 @@ class AsyncTransport:
 
 
 def _metadata(key: str | None, act_as: str | None) -> tuple[tuple[str, str], ...]:
+    key = key.strip() if key else key  # files end with a newline, which metadata cannot bear
     bearer = (("authorization", f"Bearer {key}"),) if key else ()
     return (*bearer, ("act-as", act_as)) if act_as else bearer
 

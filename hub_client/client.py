@@ -59,8 +59,9 @@ class HubClient:
     ) -> Iterator[WatchSessionResponse]:
         """Watch a session without end: a stream that is cut off goes on where it stopped.
 
-        Yields what WatchSession sends, each message once; ``from_seq`` None = only messages that
-        are yet to come. Raises the HubError that ends it for good, such as NotFoundError.
+        Yields what WatchSession sends: each message once, and the session at the beginning of each
+        stream. ``from_seq`` None = only messages that are yet to come. Raises the HubError that
+        ends it for good: NotFoundError, or CredentialInvalidError when a user token expires.
         """
         place = _Place(session_id, from_seq)
         while True:

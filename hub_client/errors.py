@@ -82,7 +82,7 @@ class UserDisabledError(HubError):
 
 
 class FeatureDisabledError(HubError):
-    """The user's configuration switches this off; ``metadata["feature"]`` names the flag."""
+    """This is off; ``metadata["feature"]`` names the flag of the user's or tenant's settings."""
 
 
 class NotFoundError(HubError):

@@ -55,7 +55,7 @@ _STATUS: Final[dict[int, tuple[grpc.StatusCode, str]]] = {
     Reason.REASON_USER_DISABLED: (grpc.StatusCode.PERMISSION_DENIED, "the user is disabled"),
     Reason.REASON_FEATURE_DISABLED: (
         grpc.StatusCode.PERMISSION_DENIED,
-        "{feature} is false in the user's configuration",
+        "{feature} is off in the user's configuration or the tenant's settings",
     ),
     Reason.REASON_NOT_FOUND: (grpc.StatusCode.NOT_FOUND, "{resource} not found"),
     Reason.REASON_EMAIL_TAKEN: (

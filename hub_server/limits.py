@@ -184,7 +184,7 @@ def _string_rules(field: FieldDescriptor, limits: FieldLimits) -> Iterator[_Rule
         raise ContractError(message)
     yield lambda value: "must not contain the character NUL" if "\0" in value else None
     if limits.uuid:
-        yield lambda value: None if _UUID.fullmatch(value) else "must be a UUID"
+        yield lambda value: None if _UUID.fullmatch(value) else "must be a UUID in lower case"
     if limits.email:
         yield _email_rule
     if least := limits.min_length:

@@ -432,7 +432,7 @@ def _decoded(method: _Method, raw: bytes) -> Message:
         return method.request_type.FromString(raw)
     except DecodeError as error:
         name = method.request_type.DESCRIPTOR.full_name
-        raise HubError.invalid("request", f"is not a {name}") from error
+        raise HubError.invalid("request", f"is not a {name}, or is nested too deeply") from error
 
 
 def causes(error: BaseException) -> Sequence[str]:

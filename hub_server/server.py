@@ -202,6 +202,9 @@ async def _listen(
             # CANCELLED, so most of a flood must reach us, who answer OVERLOADED with RetryInfo.
             ("grpc.server.max_pending_requests", 8 * settings.max_calls),
             ("grpc.server.max_pending_requests_hard_limit", 16 * settings.max_calls),
+            # Clients may ask every 20 seconds whether the hub is still there; gRPC's own limit
+            # of five minutes would cut off those that watch.
+            ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
         )
     )
     for room, servicer in servicers.items():

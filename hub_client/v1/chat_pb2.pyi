@@ -578,7 +578,8 @@ class AppendMessageRequest(_message.Message):
     """What kind of message it is. Unspecified = text."""
     token_count: _builtins.int
     """Its size in tokens. Absent = the hub counts them, with the vocabulary of
-    Llama 2 (32,000 tokens): another model's count is near, and not the same.
+    Llama 2 (32,000 tokens): another model's count is near, and not the same. It
+    takes a second for a megabyte.
     """
     model_name: _builtins.str
     """The language model that wrote it, at most 200 characters."""
@@ -842,7 +843,7 @@ class ListMessagesRequest(_message.Message):
     """`next_page_token` of the page before. Empty = the first page."""
     order: Global___MessageOrder.ValueType
     """In which order. Unspecified = oldest first. The tail, the last n messages, is
-    the first page of n, newest first.
+    the first page of n, newest first (in Python: islice(list_messages(…), n)).
     """
     from_seq: _builtins.int
     """Begin with this `seq`, and go on in the order asked. 0 = begin at the end."""

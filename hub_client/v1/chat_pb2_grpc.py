@@ -28,6 +28,9 @@ if _version_not_supported:
 class ChatServiceStub:
     """Keeps sessions and their messages in one order without gaps.
 
+    A `request_id` belongs to the user, whatever the session or method it is used
+    with; one whose call was refused may be used again.
+
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
     LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
     or INTERNAL; what else it may answer is told beside it.
@@ -143,6 +146,9 @@ class ChatServiceStub:
 
 class ChatServiceServicer:
     """Keeps sessions and their messages in one order without gaps.
+
+    A `request_id` belongs to the user, whatever the session or method it is used
+    with; one whose call was refused may be used again.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
     LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
@@ -320,7 +326,8 @@ class ChatServiceServicer:
 
         The stream ends with NOT_FOUND when the session is deleted, with what refused
         the call when access is lost, with READER_TOO_SLOW when the reader does not keep
-        up, and with UNAVAILABLE when the hub stops; the last two may be resumed.
+        up, and with UNAVAILABLE when the hub stops; the last two may be resumed. No
+        message follows lost access; a quiet stream ends with its next heartbeat.
 
         Errors include: NOT_FOUND (the session), FEATURE_DISABLED
         (`enable_chat_history`), READER_TOO_SLOW.
@@ -357,7 +364,8 @@ class ChatServiceServicer:
 
     def SettleTokens(self, request, context):
         """Closes a reservation: counts what was used, and frees the rest. What was used
-        beyond the reservation, or after it expired, must fit the budget. Settling
+        beyond the reservation, or after it expired, must fit the budget: what does not
+        is TOKEN_BUDGET, and can be settled as far as `tokens_left` goes. Settling
         once more with the same `used_tokens` changes nothing.
 
         Errors include: NOT_FOUND (also a day after it expired), TOKEN_BUDGET,
@@ -480,6 +488,9 @@ def add_ChatServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ChatService:
     """Keeps sessions and their messages in one order without gaps.
+
+    A `request_id` belongs to the user, whatever the session or method it is used
+    with; one whose call was refused may be used again.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
     LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE

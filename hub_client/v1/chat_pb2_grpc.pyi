@@ -29,6 +29,9 @@ GRPC_VERSION: str
 class ChatServiceStub:
     """Keeps sessions and their messages in one order without gaps.
 
+    A `request_id` belongs to the user, whatever the session or method it is used
+    with; one whose call was refused may be used again.
+
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
     LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
     or INTERNAL; what else it may answer is told beside it.
@@ -145,7 +148,8 @@ class ChatServiceStub:
 
     The stream ends with NOT_FOUND when the session is deleted, with what refused
     the call when access is lost, with READER_TOO_SLOW when the reader does not keep
-    up, and with UNAVAILABLE when the hub stops; the last two may be resumed.
+    up, and with UNAVAILABLE when the hub stops; the last two may be resumed. No
+    message follows lost access; a quiet stream ends with its next heartbeat.
 
     Errors include: NOT_FOUND (the session), FEATURE_DISABLED
     (`enable_chat_history`), READER_TOO_SLOW.
@@ -170,7 +174,8 @@ class ChatServiceStub:
     """
     SettleTokens: _grpc.UnaryUnaryMultiCallable[_chat_pb2.SettleTokensRequest, _chat_pb2.SettleTokensResponse]
     """Closes a reservation: counts what was used, and frees the rest. What was used
-    beyond the reservation, or after it expired, must fit the budget. Settling
+    beyond the reservation, or after it expired, must fit the budget: what does not
+    is TOKEN_BUDGET, and can be settled as far as `tokens_left` goes. Settling
     once more with the same `used_tokens` changes nothing.
 
     Errors include: NOT_FOUND (also a day after it expired), TOKEN_BUDGET,
@@ -180,6 +185,9 @@ class ChatServiceStub:
 @_typing.type_check_only
 class ChatServiceAsyncStub(ChatServiceStub):
     """Keeps sessions and their messages in one order without gaps.
+
+    A `request_id` belongs to the user, whatever the session or method it is used
+    with; one whose call was refused may be used again.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
     LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
@@ -294,7 +302,8 @@ class ChatServiceAsyncStub(ChatServiceStub):
 
     The stream ends with NOT_FOUND when the session is deleted, with what refused
     the call when access is lost, with READER_TOO_SLOW when the reader does not keep
-    up, and with UNAVAILABLE when the hub stops; the last two may be resumed.
+    up, and with UNAVAILABLE when the hub stops; the last two may be resumed. No
+    message follows lost access; a quiet stream ends with its next heartbeat.
 
     Errors include: NOT_FOUND (the session), FEATURE_DISABLED
     (`enable_chat_history`), READER_TOO_SLOW.
@@ -319,7 +328,8 @@ class ChatServiceAsyncStub(ChatServiceStub):
     """
     SettleTokens: _aio.UnaryUnaryMultiCallable[_chat_pb2.SettleTokensRequest, _chat_pb2.SettleTokensResponse]  # type: ignore[assignment]
     """Closes a reservation: counts what was used, and frees the rest. What was used
-    beyond the reservation, or after it expired, must fit the budget. Settling
+    beyond the reservation, or after it expired, must fit the budget: what does not
+    is TOKEN_BUDGET, and can be settled as far as `tokens_left` goes. Settling
     once more with the same `used_tokens` changes nothing.
 
     Errors include: NOT_FOUND (also a day after it expired), TOKEN_BUDGET,
@@ -328,6 +338,9 @@ class ChatServiceAsyncStub(ChatServiceStub):
 
 class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps sessions and their messages in one order without gaps.
+
+    A `request_id` belongs to the user, whatever the session or method it is used
+    with; one whose call was refused may be used again.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
     LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
@@ -542,7 +555,8 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The stream ends with NOT_FOUND when the session is deleted, with what refused
         the call when access is lost, with READER_TOO_SLOW when the reader does not keep
-        up, and with UNAVAILABLE when the hub stops; the last two may be resumed.
+        up, and with UNAVAILABLE when the hub stops; the last two may be resumed. No
+        message follows lost access; a quiet stream ends with its next heartbeat.
 
         Errors include: NOT_FOUND (the session), FEATURE_DISABLED
         (`enable_chat_history`), READER_TOO_SLOW.
@@ -585,7 +599,8 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_chat_pb2.SettleTokensResponse, _abc.Awaitable[_chat_pb2.SettleTokensResponse]]:
         """Closes a reservation: counts what was used, and frees the rest. What was used
-        beyond the reservation, or after it expired, must fit the budget. Settling
+        beyond the reservation, or after it expired, must fit the budget: what does not
+        is TOKEN_BUDGET, and can be settled as far as `tokens_left` goes. Settling
         once more with the same `used_tokens` changes nothing.
 
         Errors include: NOT_FOUND (also a day after it expired), TOKEN_BUDGET,

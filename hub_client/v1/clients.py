@@ -159,6 +159,9 @@ from hub_client.v1.memory_pb2 import (
 class ChatClient:
     """Keeps sessions and their messages in one order without gaps.
 
+    A `request_id` belongs to the user, whatever the session or method it is used
+    with; one whose call was refused may be used again.
+
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
     LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
     or INTERNAL; what else it may answer is told beside it.
@@ -373,7 +376,8 @@ class ChatClient:
 
         The stream ends with NOT_FOUND when the session is deleted, with what refused
         the call when access is lost, with READER_TOO_SLOW when the reader does not keep
-        up, and with UNAVAILABLE when the hub stops; the last two may be resumed.
+        up, and with UNAVAILABLE when the hub stops; the last two may be resumed. No
+        message follows lost access; a quiet stream ends with its next heartbeat.
 
         Errors include: NOT_FOUND (the session), FEATURE_DISABLED
         (`enable_chat_history`), READER_TOO_SLOW.
@@ -416,7 +420,8 @@ class ChatClient:
         self, request: SettleTokensRequest, *, timeout: float | None = None
     ) -> SettleTokensResponse:
         """Closes a reservation: counts what was used, and frees the rest. What was used
-        beyond the reservation, or after it expired, must fit the budget. Settling
+        beyond the reservation, or after it expired, must fit the budget: what does not
+        is TOKEN_BUDGET, and can be settled as far as `tokens_left` goes. Settling
         once more with the same `used_tokens` changes nothing.
 
         Errors include: NOT_FOUND (also a day after it expired), TOKEN_BUDGET,
@@ -429,6 +434,9 @@ class ChatClient:
 
 class AsyncChatClient:
     """Keeps sessions and their messages in one order without gaps.
+
+    A `request_id` belongs to the user, whatever the session or method it is used
+    with; one whose call was refused may be used again.
 
     Any method errors with INVALID_FIELD, CREDENTIAL_MISSING, CREDENTIAL_INVALID,
     LEVEL_INSUFFICIENT, SCOPE_INSUFFICIENT, USER_DISABLED, OVERLOADED, DEADLINE_EXCEEDED, UNAVAILABLE
@@ -644,7 +652,8 @@ class AsyncChatClient:
 
         The stream ends with NOT_FOUND when the session is deleted, with what refused
         the call when access is lost, with READER_TOO_SLOW when the reader does not keep
-        up, and with UNAVAILABLE when the hub stops; the last two may be resumed.
+        up, and with UNAVAILABLE when the hub stops; the last two may be resumed. No
+        message follows lost access; a quiet stream ends with its next heartbeat.
 
         Errors include: NOT_FOUND (the session), FEATURE_DISABLED
         (`enable_chat_history`), READER_TOO_SLOW.
@@ -687,7 +696,8 @@ class AsyncChatClient:
         self, request: SettleTokensRequest, *, timeout: float | None = None
     ) -> SettleTokensResponse:
         """Closes a reservation: counts what was used, and frees the rest. What was used
-        beyond the reservation, or after it expired, must fit the budget. Settling
+        beyond the reservation, or after it expired, must fit the budget: what does not
+        is TOKEN_BUDGET, and can be settled as far as `tokens_left` goes. Settling
         once more with the same `used_tokens` changes nothing.
 
         Errors include: NOT_FOUND (also a day after it expired), TOKEN_BUDGET,

@@ -267,8 +267,9 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """
     REASON_TOKEN_BUDGET: _Reason.ValueType  # 22
     """The user has fewer tokens left in the period than this takes.
-    RESOURCE_EXHAUSTED with QuotaFailure; where a period ends, it is told how long
-    to wait. Example: AppendMessage beyond `max_tokens`.
+    RESOURCE_EXHAUSTED with QuotaFailure, and `tokens_left` in the metadata; where a
+    period ends, it is told how long to wait. Example: AppendMessage beyond
+    `max_tokens`.
     """
     REASON_SEQ_MISMATCH: _Reason.ValueType  # 23
     """The session's last `seq` is not the one the caller expected; `last_seq` in
@@ -382,8 +383,9 @@ twice with one name.
 """
 REASON_TOKEN_BUDGET: Reason.ValueType  # 22
 """The user has fewer tokens left in the period than this takes.
-RESOURCE_EXHAUSTED with QuotaFailure; where a period ends, it is told how long
-to wait. Example: AppendMessage beyond `max_tokens`.
+RESOURCE_EXHAUSTED with QuotaFailure, and `tokens_left` in the metadata; where a
+period ends, it is told how long to wait. Example: AppendMessage beyond
+`max_tokens`.
 """
 REASON_SEQ_MISMATCH: Reason.ValueType  # 23
 """The session's last `seq` is not the one the caller expected; `last_seq` in

@@ -231,7 +231,8 @@ repeated AS (
 )
 SELECT CASE WHEN weighed.outcome = 'ACCEPTED' AND accepted.place IS NULL THEN 'RACED'
             ELSE weighed.outcome END AS outcome,
-       weighed.max_tokens, weighed.renewal, weighed.last_seq, weighed.reserved_tokens,
+       weighed.max_tokens, weighed.tokens_left, weighed.renewal, weighed.reserved_tokens,
+       weighed.last_seq,
        weighed.user_id::text AS user_id, weighed.enable_chat_history,
        (SELECT message_search FROM setting) AS message_search,
        coalesce(accepted.seq_before + 1, repeated.seq)::bigint AS seq,

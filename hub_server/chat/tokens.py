@@ -81,11 +81,12 @@ class Tokens:
 
 
 def over_budget(budget: Row) -> HubError:
-    """Return the refusal of what a budget (``max_tokens``, ``renewal``) has no room for."""
+    """Return the refusal of what a row of ``token_repository.BUDGET`` has no room for."""
     return HubError(
         Reason.REASON_TOKEN_BUDGET,
         retry_after=budget["renewal"] and budget["renewal"].total_seconds(),
         limit=str(budget["max_tokens"]),
+        tokens_left=str(max(budget["tokens_left"], 0)),
         subject="max_tokens",
     )
 

@@ -185,7 +185,7 @@ async def test_a_period_that_ends_is_told(tenant: Tenant) -> None:
         await give(tenant, user, max_tokens=0, budget_period=period, timezone="America/Los_Angeles")
         with pytest.raises(errors.TokenBudgetError) as caught:
             await tenant.client.chat.append_message(request)
-        assert caught.value.metadata == {"limit": "0", "subject": "max_tokens"}
+        assert caught.value.metadata == {"limit": "0", "tokens_left": "0", "subject": "max_tokens"}
         wait = caught.value.retry_after
         assert wait is None if longest is None else wait is not None and 0 < wait <= longest
 

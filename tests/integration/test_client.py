@@ -437,5 +437,5 @@ async def test_the_client_needs_grpcio_and_protobuf_alone(tenant: Tenant) -> Non
     )
     out, err = await process.communicate()
     assert process.returncode == 0, err.decode()
-    assert out.decode().startswith("(('user_id', 'must be a UUID'),)")
+    assert out.decode().startswith("(('user_id', 'must be a UUID in lower case'),)")
     assert not {"hub_server", "grpc_status", "sqlalchemy", "numpy"} & set(out.decode().split())
