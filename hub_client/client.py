@@ -9,13 +9,13 @@ from typing import Final, Self
 import grpc
 
 from hub_client._transport import OPTIONS, AsyncTransport, Transport
-from hub_client.errors import ReaderTooSlowError, UnavailableError
+from hub_client.errors import OverloadedError, ReaderTooSlowError, UnavailableError
 from hub_client.v1 import WatchSessionRequest, WatchSessionResponse, clients
 
 _TIMEOUT: Final = 30.0
 # Between two streams, so that a hub that is away is not asked without pause.
 _RESUME_SECONDS: Final = 0.5
-_RESUMABLE: Final = (UnavailableError, ReaderTooSlowError)
+_RESUMABLE: Final = (OverloadedError, ReaderTooSlowError, UnavailableError)
 
 
 class HubClient:

@@ -26,6 +26,7 @@ import structlog
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
+from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from hub_client.v1.options_pb2 import Level, Scope
@@ -38,6 +39,11 @@ REQUEST_ID_METADATA: Final = "x-request-id"
 ACT_AS_METADATA: Final = "act-as"
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _MOMENT_SECONDS: Final = 0.05
+# Parts of streams' work under way at a time; the others wait for their turn. A change may wake
+# thousands of streams at once, which must neither be refused nor crowd out calls.
+MOST_READS: Final = 16
+# After a pause of the reader's what was read before it is read again: it may be his no longer.
+_STALE_SECONDS: Final = 0.2
 _HUB: Final = Path(__file__).parent
 
 T = TypeVar("T")
@@ -66,6 +72,9 @@ class Feed(Protocol):
 
     async def read(self, caller: Caller) -> Sequence[Message]:
         """Return what to send next, perhaps nothing. Raises HubError, which ends the stream."""
+
+    def sent(self, count: int) -> None:
+        """Note that so many of what was read last were sent; the others are to be read again."""
 
     async def wait(self) -> None:
         """Return when to read again. It may be cancelled."""
@@ -128,7 +137,9 @@ class Rpc:
         self._most_streams = most_streams
         self._stall = stall
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._calls = 0
         self._streams = 0
+        self._reads = asyncio.Semaphore(MOST_READS)
         self._pauses: set[asyncio.Task[None]] = set()  # of streams that wait for news
         self._is_draining = False
         self._refused = 0  # while draining
@@ -180,7 +191,7 @@ class Rpc:
             try:
                 answer = await self._owned(self._observed(call, request), call.deadline)
             except HubError as error:
-                await _abort(context, call, error)
+                await _abort(context, call, to_status(error, call.request_id))
             context.set_trailing_metadata(bears_id)
             return answer
 
@@ -189,39 +200,52 @@ class Rpc:
     def _stream(self, method: _Method) -> Callable[[bytes, Context], Coroutine[Any, Any, None]]:
         async def stream(request: bytes, context: Context) -> None:
             call = self._arrived(method, context)
-            facts = call.facts()
+            # Counted until the end, which may have to wait for a reader who does not read.
+            self._streams += 1
             try:
-                with self._logged(call, facts), _cancelled_when_gone():
-                    await context.send_initial_metadata(((REQUEST_ID_METADATA, call.request_id),))
-                    await self._streamed(call, request, context, facts)
-            except HubError as error:
-                await _abort(context, call, error)
+                if refusal := await self._ended(call, request, context):
+                    await _abort(context, call, refusal)
+            finally:
+                self._streams -= 1
 
         return stream
+
+    async def _ended(self, call: _Call, raw: bytes, context: Context) -> Status | None:
+        """Serve a stream; return why it failed, in a form that holds nothing of it."""
+        facts = call.facts()
+        try:
+            with self._logged(call, facts), _cancelled_when_gone():
+                await context.send_initial_metadata(((REQUEST_ID_METADATA, call.request_id),))
+                await self._streamed(call, raw, context, facts)
+        except HubError as error:
+            return to_status(error, call.request_id)
+        return None
 
     async def _streamed(
         self, call: _Call, raw: bytes, context: Context, facts: dict[str, object]
     ) -> None:
         """Serve a stream until it fails: the hub's streams have no end of their own."""
-        end = math.inf if context.time_remaining() is None else call.deadline
-        if self._streams >= self._most_streams:
+        if self._streams > self._most_streams:
             raise HubError(Reason.REASON_OVERLOADED)
-        self._streams += 1
+        end = math.inf if context.time_remaining() is None else call.deadline
+        feed: Feed = await self._owned(self._worked(call, raw, facts), call.deadline)
         try:
-            feed: Feed = await self._owned(self._worked(call, raw, facts), call.deadline)
-            try:
-                await self._fed(call, feed, context, end)
-            finally:
-                feed.close()
+            await self._fed(call, feed, context, end)
         finally:
-            self._streams -= 1
+            feed.close()
 
     async def _fed(self, call: _Call, feed: Feed, context: Context, end: float) -> None:
         """Send what the feed has, for ever; each part of the work has a deadline of its own."""
         while True:
-            call = replace(call, deadline=min(end, time.monotonic() + self._default_deadline))
-            for message in await self._owned(self._read(call, feed), call.deadline):
+            async with self._reads:
+                call = replace(call, deadline=min(end, time.monotonic() + self._default_deadline))
+                messages = await self._owned(self._read(call, feed), call.deadline, is_call=False)
+            count, started = 0, time.monotonic()
+            for count, message in enumerate(messages, start=1):  # noqa: B007 - the last one counts
                 await self._send(context, message, end)
+                if time.monotonic() - started > _STALE_SECONDS:
+                    break
+            feed.sent(count)
             await self._pause(feed, end)
 
     async def _read(self, call: _Call, feed: Feed) -> Sequence[bytes]:
@@ -270,9 +294,11 @@ class Rpc:
             started=now,
         )
 
-    async def _owned(self, work: Coroutine[Any, Any, T], deadline: float) -> T:
+    async def _owned(
+        self, work: Coroutine[Any, Any, T], deadline: float, *, is_call: bool = True
+    ) -> T:
         """Run the work in a task of the server, and wait for it no longer than the deadline."""
-        if self._is_draining or len(self._tasks) >= self._most_calls:
+        if self._is_draining or (is_call and self._calls >= self._most_calls):
             work.close()
             self._refused += self._is_draining
             reason = Reason.REASON_UNAVAILABLE if self._is_draining else Reason.REASON_OVERLOADED
@@ -280,11 +306,17 @@ class Rpc:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        if is_call:
+            self._calls += 1
+            task.add_done_callback(self._call_done)
         if not await _done_by(task, deadline):
             raise HubError(Reason.REASON_DEADLINE_EXCEEDED)
         if task.cancelled():
             raise HubError(Reason.REASON_UNAVAILABLE)
         return task.result()
+
+    def _call_done(self, _: asyncio.Task[Any]) -> None:
+        self._calls -= 1
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -402,8 +434,8 @@ def _cancelled_when_gone() -> Iterator[None]:
         raise asyncio.CancelledError from error
 
 
-async def _abort(context: Context, call: _Call, error: HubError) -> NoReturn:
-    status = rpc_status.to_status(to_status(error, call.request_id))
+async def _abort(context: Context, call: _Call, refusal: Status) -> NoReturn:
+    status = rpc_status.to_status(refusal)
     trailers = ((REQUEST_ID_METADATA, call.request_id), *status.trailing_metadata)
     await context.abort(status.code, status.details, trailers)
 

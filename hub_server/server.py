@@ -40,7 +40,7 @@ from hub_server.memory.servicer import MemoryServicer
 from hub_server.paging import PageTokens
 from hub_server.passwords import Passwords
 from hub_server.retrieval.views import Views
-from hub_server.rpc import Rpc
+from hub_server.rpc import MOST_READS, Rpc
 from hub_server.search import Search
 from hub_server.settings import Settings
 from hub_server.tokenizer import Tokenizer
@@ -179,7 +179,7 @@ async def _compose_chat(
 async def _listen(
     settings: Settings, database: Database, servicers: dict[str, object], stack: AsyncExitStack
 ) -> str:
-    authenticator = Authenticator(database, settings.max_calls)
+    authenticator = Authenticator(database, settings.max_calls + MOST_READS)
     stack.push_async_callback(authenticator.close)
     stack.push_async_callback(authenticator.write_used)
     stack.push_async_callback(_cancel, asyncio.create_task(authenticator.note_used()))
@@ -202,6 +202,9 @@ async def _listen(
             # CANCELLED, so most of a flood must reach us, who answer OVERLOADED with RetryInfo.
             ("grpc.server.max_pending_requests", 8 * settings.max_calls),
             ("grpc.server.max_pending_requests_hard_limit", 16 * settings.max_calls),
+            # A client that is gone without a word is noticed, and what it had open ends.
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
             # Clients may ask every 20 seconds whether the hub is still there; gRPC's own limit
             # of five minutes would cut off those that watch.
             ("grpc.http2.min_ping_interval_without_data_ms", 20_000),

@@ -5,7 +5,6 @@ again", so none has to be kept, and a lost one only costs the time until the nex
 """
 
 import asyncio
-from collections import defaultdict
 from contextlib import suppress
 from typing import Final
 
@@ -26,13 +25,16 @@ class Subscription:
     """One who waits for changes of one row."""
 
     def __init__(self, wakeups: "Wakeups", key: str) -> None:
-        """Wait for changes of the row ``key``; made by ``Wakeups``."""
+        """Wait for changes of the row ``key``, from the first look on; made by ``Wakeups``."""
         self._wakeups = wakeups
         self._key = key
+        self._is_closed = False
         self.changed = asyncio.Event()
 
     def looks(self) -> None:
         """To be called before each look at the row: later changes wake, earlier ones are seen."""
+        if not self._is_closed:
+            self._wakeups.remember(self._key, self)
         self.changed.clear()
 
     async def wait(self, seconds: float) -> bool:
@@ -46,7 +48,8 @@ class Subscription:
         return self.changed.is_set()
 
     def close(self) -> None:
-        """Wait no longer."""
+        """Wait no longer, whoever may still look."""
+        self._is_closed = True
         self._wakeups.forget(self._key, self)
 
 
@@ -56,20 +59,23 @@ class Wakeups:
     def __init__(self, database: Database) -> None:
         """Listen to what the given database tells."""
         self._database = database
-        self._waiting: defaultdict[str, set[Subscription]] = defaultdict(set)
+        self._waiting: dict[str, set[Subscription]] = {}
         self.is_listening = False
 
     def subscribe(self, key: str) -> Subscription:
         """Return one who waits for changes of a row."""
-        subscription = Subscription(self, key)
-        self._waiting[key].add(subscription)
-        return subscription
+        return Subscription(self, key)
+
+    def remember(self, key: str, subscription: Subscription) -> None:
+        """Wake this one from now on."""
+        self._waiting.setdefault(key, set()).add(subscription)
 
     def forget(self, key: str, subscription: Subscription) -> None:
         """Wake this one no longer."""
-        self._waiting[key].discard(subscription)
-        if not self._waiting[key]:
-            del self._waiting[key]
+        waiting = self._waiting.get(key, set())
+        waiting.discard(subscription)
+        if not waiting:
+            self._waiting.pop(key, None)
 
     async def run(self) -> None:
         """Listen until cancelled; when the connection is lost, listen anew."""

@@ -156,7 +156,8 @@ class Session(_message.Message):
     """The `seq` of the last message it shares."""
     redaction_count: _builtins.int
     """How often a message of this session was redacted. Who keeps copies of
-    messages reads them anew when it rises.
+    messages reads them anew when it rises. A fork does not learn of what is
+    redacted through another session that shares it.
     """
     @_builtins.property
     def ended_at(self) -> _timestamp_pb2.Timestamp:

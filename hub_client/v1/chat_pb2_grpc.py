@@ -368,8 +368,8 @@ class ChatServiceServicer:
         is TOKEN_BUDGET, and can be settled as far as `tokens_left` goes. Settling
         once more with the same `used_tokens` changes nothing.
 
-        Errors include: NOT_FOUND (also a day after it expired), TOKEN_BUDGET,
-        RESERVATION_SETTLED (with other `used_tokens`).
+        Errors include: NOT_FOUND, TOKEN_BUDGET, RESERVATION_SETTLED (with other
+        `used_tokens`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -178,8 +178,8 @@ class ChatServiceStub:
     is TOKEN_BUDGET, and can be settled as far as `tokens_left` goes. Settling
     once more with the same `used_tokens` changes nothing.
 
-    Errors include: NOT_FOUND (also a day after it expired), TOKEN_BUDGET,
-    RESERVATION_SETTLED (with other `used_tokens`).
+    Errors include: NOT_FOUND, TOKEN_BUDGET, RESERVATION_SETTLED (with other
+    `used_tokens`).
     """
 
 @_typing.type_check_only
@@ -332,8 +332,8 @@ class ChatServiceAsyncStub(ChatServiceStub):
     is TOKEN_BUDGET, and can be settled as far as `tokens_left` goes. Settling
     once more with the same `used_tokens` changes nothing.
 
-    Errors include: NOT_FOUND (also a day after it expired), TOKEN_BUDGET,
-    RESERVATION_SETTLED (with other `used_tokens`).
+    Errors include: NOT_FOUND, TOKEN_BUDGET, RESERVATION_SETTLED (with other
+    `used_tokens`).
     """
 
 class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -603,8 +603,8 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         is TOKEN_BUDGET, and can be settled as far as `tokens_left` goes. Settling
         once more with the same `used_tokens` changes nothing.
 
-        Errors include: NOT_FOUND (also a day after it expired), TOKEN_BUDGET,
-        RESERVATION_SETTLED (with other `used_tokens`).
+        Errors include: NOT_FOUND, TOKEN_BUDGET, RESERVATION_SETTLED (with other
+        `used_tokens`).
         """
 
 def add_ChatServiceServicer_to_server(servicer: ChatServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -424,8 +424,8 @@ class ChatClient:
         is TOKEN_BUDGET, and can be settled as far as `tokens_left` goes. Settling
         once more with the same `used_tokens` changes nothing.
 
-        Errors include: NOT_FOUND (also a day after it expired), TOKEN_BUDGET,
-        RESERVATION_SETTLED (with other `used_tokens`).
+        Errors include: NOT_FOUND, TOKEN_BUDGET, RESERVATION_SETTLED (with other
+        `used_tokens`).
         """
         return self._transport.call(
             "/hub.v1.ChatService/SettleTokens", request, SettleTokensResponse, timeout
@@ -700,8 +700,8 @@ class AsyncChatClient:
         is TOKEN_BUDGET, and can be settled as far as `tokens_left` goes. Settling
         once more with the same `used_tokens` changes nothing.
 
-        Errors include: NOT_FOUND (also a day after it expired), TOKEN_BUDGET,
-        RESERVATION_SETTLED (with other `used_tokens`).
+        Errors include: NOT_FOUND, TOKEN_BUDGET, RESERVATION_SETTLED (with other
+        `used_tokens`).
         """
         return await self._transport.call(
             "/hub.v1.ChatService/SettleTokens", request, SettleTokensResponse, timeout

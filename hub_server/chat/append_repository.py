@@ -15,7 +15,8 @@ from hub_server.wakeups import CHANNEL
 #
 # session      locks the sessions by id, so that no two groups can wait for each other in a circle,
 #              and reads each as the last group left it;
-# budget       locks what their users have used, by id, after the sessions for the same reason;
+# budget       locks what their users have used, by id, and after all of the sessions (an array is
+#              made before anything is looked up by it) for the same reason;
 # reservation  reads what is set aside for calls; it changes under its user's lock alone, and holds
 #              its tokens, though it may have expired, until somebody frees them under that lock;
 # judged       says of each call what hinders it, or that it repeats an earlier one; what expects a
@@ -68,7 +69,7 @@ session AS (
 ),
 budget AS (
     SELECT {budget}
-    WHERE g.tenant_id = :tenant_id ::uuid AND g.user_id IN (SELECT user_id FROM session)
+    WHERE g.tenant_id = :tenant_id ::uuid AND g.user_id = ANY (ARRAY(SELECT user_id FROM session))
     ORDER BY g.user_id
     FOR NO KEY UPDATE OF g
 ),
@@ -76,7 +77,7 @@ reservation AS (
     SELECT r.reservation_id, r.user_id, r.settled_at, r.held_tokens
     FROM token_reservations r
     WHERE r.tenant_id = :tenant_id ::uuid AND r.reservation_id = ANY (:reservation_id ::uuid[])
-      AND r.user_id IN (SELECT user_id FROM budget)
+      AND r.user_id = ANY (ARRAY(SELECT user_id FROM budget))
     FOR NO KEY UPDATE OF r
 ),
 judged AS (
@@ -100,7 +101,8 @@ judged AS (
                         PARTITION BY session.user_id, call.request_id ORDER BY call.place) > 1
                    THEN 'RACED'
                WHEN call.reservation_id IS NOT NULL AND row_number() OVER (
-                        PARTITION BY call.reservation_id ORDER BY call.place) > 1
+                        PARTITION BY session.user_id, call.reservation_id
+                        ORDER BY call.place) > 1
                    THEN 'QUEUED'
                WHEN call.expected_seq < session.last_seq THEN 'STALE'
                WHEN call.expected_seq IS NOT NULL AND row_number() OVER (
@@ -196,9 +198,10 @@ used AS (
     UPDATE user_usage g
     SET total_tokens_used = g.total_tokens_used + added.tokens,
         period_tokens_used = added.tokens
-            + CASE WHEN g.period_start IS NOT DISTINCT FROM added.start
-                   THEN g.period_tokens_used ELSE 0 END,
-        period_start = added.start, reserved_tokens = g.reserved_tokens - added.drawn,
+            + CASE WHEN coalesce(g.period_start, '-infinity') < added.start THEN 0
+                   ELSE g.period_tokens_used END,
+        period_start = greatest(g.period_start, added.start),
+        reserved_tokens = g.reserved_tokens - added.drawn,
         updated_at = clock_timestamp()
     FROM (SELECT accepted.user_id, budget.start, sum(accepted.tokens) AS tokens,
                  sum(accepted.drawn) AS drawn

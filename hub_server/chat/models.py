@@ -93,5 +93,11 @@ token_reservations = tenant_table(
     timestamp("settled_at"),
     sa.PrimaryKeyConstraint("tenant_id", "reservation_id"),
     sa.ForeignKeyConstraint(["tenant_id", "user_id"], ["users.tenant_id", "users.user_id"]),
-    sa.Index("token_reservations_of_user", "tenant_id", "user_id", "expires_at"),
+    sa.Index(
+        "token_reservations_held",
+        "tenant_id",
+        "user_id",
+        "expires_at",
+        postgresql_where=sa.text("held_tokens > 0"),
+    ),
 )

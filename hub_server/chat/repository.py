@@ -50,6 +50,7 @@ WITH RECURSIVE lineage (session_id, parent_session_id, after, last) AS (
     FROM lineage l
     JOIN chat_sessions p
         ON p.tenant_id = :tenant_id ::uuid AND p.session_id = l.parent_session_id
+    WHERE least(l.after, l.last) > 0
 )"""
 
 # A page of messages beside what decides whether it may be shown. Each session of the lineage is
@@ -66,7 +67,9 @@ LEFT JOIN LATERAL (
     FROM (SELECT found.*, sum(found.size) OVER (ORDER BY found.seq {order}) - found.size AS before
           FROM (SELECT m.seq, m.message_id::text, m.role, m.message_type, m.content,
                        m.token_count, m.model_name, m.model_response_time, m.metadata,
-                       m.created_at, m.redacted_at, coalesce(octet_length(m.content), 0) AS size
+                       m.created_at, m.redacted_at,
+                       coalesce(octet_length(m.content), 0)
+                           + coalesce(octet_length(m.metadata::text), 0) AS size
                 FROM lineage CROSS JOIN LATERAL (
                     SELECT * FROM chat_messages m
                     WHERE m.tenant_id = :tenant_id ::uuid AND m.session_id = lineage.session_id
@@ -109,14 +112,16 @@ RETURNING session_id
 """,
     lineage=LINEAGE,
 )
-# Locks by id, as appends do: of two lineages that meet, neither can wait for the other.
-_LOCK_LINEAGE: Final = HotStatement(
+# Locks by id, as appends do: of two redactions neither can wait for the other.
+_LOCK_ORIGIN: Final = HotStatement(
     """
 {lineage}
-SELECT s.session_id::text, lineage.after, lineage.last
+SELECT s.session_id::text, s.session_id = origin.session_id AS is_origin
 FROM chat_sessions s
-JOIN lineage ON lineage.session_id = s.session_id
+CROSS JOIN (SELECT session_id FROM lineage
+            WHERE :seq ::bigint > after AND :seq ::bigint <= last) origin
 WHERE s.tenant_id = :tenant_id ::uuid
+  AND s.session_id IN (:session_id ::uuid, origin.session_id)
 ORDER BY s.session_id
 FOR NO KEY UPDATE OF s
 """,
@@ -310,10 +315,10 @@ class ChatRepository:
         await self._rows(_FORK, session_id, last_seq=at_seq, title=title, fork_id=fork_id)
         return fork_id
 
-    async def lock_lineage(self, session_id: str) -> Mapping[str, Span]:
-        """Hold the sessions whose messages a session shows; return the seqs of each, by id."""
-        rows = await self._rows(_LOCK_LINEAGE, session_id, last_seq=LAST)
-        return {row["session_id"]: Span(row["after"], row["last"]) for row in rows}
+    async def lock_origin(self, session_id: str, seq: int) -> str | None:
+        """Hold a session and the one that a message of it belongs to; return the latter's id."""
+        rows = await self._rows(_LOCK_ORIGIN, session_id, seq=seq, last_seq=LAST)
+        return next((row["session_id"] for row in rows if row["is_origin"]), None)
 
     async def redact(self, session_id: str, origin_id: str, seq: int) -> bool:
         """Remove the content of a message of the origin, and count that in both sessions.

@@ -193,12 +193,11 @@ class ChatService:
         """
         async with self._database.transaction(caller) as connection:
             repository = ChatRepository(connection, caller.tenant_id)
-            lineage = await repository.lock_lineage(session_id)
             owned(caller, await repository.session(session_id), "session")
-            origins = [one for one, span in lineage.items() if span.after < seq <= span.last]
             only = Span(after=seq - 1, last=seq)
-            if origins and await repository.redact(session_id, origins[0], seq):
-                target = f"{origins[0]}/{seq}"
+            origin_id = await repository.lock_origin(session_id, seq)
+            if origin_id and await repository.redact(session_id, origin_id, seq):
+                target = f"{origin_id}/{seq}"
                 await audit.note(connection, caller, "message_redacted", "message", target)
             rows = await repository.list_messages(session_id, only, 1, newest_first=False)
             if rows[0]["seq"] is None:

@@ -265,6 +265,7 @@ class WatchFeed:
     def __init__(self, feed: SessionFeed) -> None:
         """Send what the feed yields."""
         self._feed = feed
+        self.sent = feed.sent
         self.wait = feed.wait
         self.close = feed.close
 

@@ -13,12 +13,13 @@ from hub_server.database import HotStatement
 from hub_server.rows import Row
 
 # What is left of a user's budget, g = user_usage: NULL = no limit. A period that is over counts as
-# not begun; nothing is written for that.
+# not begun; nothing is written for that. One that began while the statement waited for a lock is
+# the user's from then on: periods never go back.
 BUDGET: Final = """
            g.user_id, period.start, c.max_tokens, g.reserved_tokens,
            c.max_tokens - g.reserved_tokens
                - CASE WHEN c.budget_period = 'lifetime' THEN g.total_tokens_used
-                      WHEN g.period_start = period.start THEN g.period_tokens_used
+                      WHEN g.period_start >= period.start THEN g.period_tokens_used
                       ELSE 0 END AS tokens_left,
            CASE WHEN c.budget_period <> 'lifetime'
                 THEN (period.start AT TIME ZONE c.timezone + ('1 ' || c.budget_period)::interval)
@@ -97,9 +98,9 @@ WITH counted AS (
     UPDATE user_usage g
     SET total_tokens_used = g.total_tokens_used + (:used ::bigint - r.used_tokens),
         period_tokens_used = :used ::bigint - r.used_tokens
-            + CASE WHEN g.period_start IS NOT DISTINCT FROM :start ::timestamptz
-                   THEN g.period_tokens_used ELSE 0 END,
-        period_start = :start ::timestamptz,
+            + CASE WHEN coalesce(g.period_start, '-infinity') < :start ::timestamptz THEN 0
+                   ELSE g.period_tokens_used END,
+        period_start = greatest(g.period_start, :start ::timestamptz),
         reserved_tokens = g.reserved_tokens - r.held_tokens, updated_at = clock_timestamp()
     FROM token_reservations r
     WHERE r.tenant_id = :tenant_id ::uuid AND r.reservation_id = :reservation_id ::uuid

@@ -5,6 +5,7 @@ Postgres, after what he was sent last. So a slow reader costs no memory, and one
 another process finds everything there.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -17,6 +18,7 @@ from hub_server.wakeups import Subscription, Wakeups
 
 _PAGE: Final = 100
 
+_State = tuple[str, int] | None
 Event = tuple[Literal["session", "message", "heartbeat"], Row]
 
 
@@ -37,9 +39,11 @@ class SessionFeed:
         self._session_id = session_id
         self._next_seq = next_seq
         self._heartbeat = heartbeat
-        self._state: tuple[str, int] | None = None
+        self._state: _State = None
+        # What is seen, and what comes next, after each of the events that were read last.
+        self._progress: list[tuple[_State, int]] = []
         self._is_behind = False
-        self._is_quiet = False
+        self._last_sent = time.monotonic()
 
     async def read(self, caller: Caller) -> Sequence[Event]:
         """Return what is new, with a heartbeat where nothing was for a while.
@@ -51,21 +55,32 @@ class SessionFeed:
         if self._next_seq is None:
             self._next_seq = session["last_seq"] + 1
         events: list[Event] = []
-        state = (session_etag(session), session["redaction_count"])
+        state, next_seq = (session_etag(session), session["redaction_count"]), self._next_seq
         if state != self._state:
-            self._state = state
             events.append(("session", session))
-        if session["last_seq"] >= self._next_seq:
+        if session["last_seq"] >= next_seq:
             events += [("message", message) for message in await self._messages(caller)]
-        self._is_behind = session["last_seq"] >= self._next_seq
-        if not events and self._is_quiet:
-            events.append(("heartbeat", {"next_seq": self._next_seq}))
+        if not events and time.monotonic() - self._last_sent >= self._heartbeat:
+            events.append(("heartbeat", {"next_seq": next_seq}))
+        self._progress = []
+        for kind, _ in events:
+            next_seq += kind == "message"
+            self._progress.append((state, next_seq))
+        self._is_behind = session["last_seq"] >= next_seq
         return events
+
+    def sent(self, count: int) -> None:
+        """Note that so many of the events read last were sent; the others will be read again."""
+        if count:
+            self._state, self._next_seq = self._progress[count - 1]
+            self._last_sent = time.monotonic()
+        self._is_behind |= count < len(self._progress)
 
     async def wait(self) -> None:
         """Return when there may be something new, and at the latest for a heartbeat."""
         if not self._is_behind:
-            self._is_quiet = not await self._subscription.wait(self._heartbeat)
+            left = self._last_sent + self._heartbeat - time.monotonic()
+            await self._subscription.wait(max(left, 0.0))
 
     def close(self) -> None:
         """Wait no longer."""
@@ -78,7 +93,6 @@ class SessionFeed:
         messages, _ = await self._chat.list_messages(
             caller, self._session_id, page, span, newest_first=False
         )
-        self._next_seq += len(messages)
         return messages
 
 

@@ -82,7 +82,7 @@ JOIN users u ON u.tenant_id = g.tenant_id AND u.user_id = g.user_id AND u.delete
 JOIN user_configs c ON c.tenant_id = g.tenant_id AND c.user_id = g.user_id
 CROSS JOIN LATERAL (
     SELECT start, CASE WHEN c.budget_period = 'lifetime' THEN g.total_tokens_used
-                       WHEN g.period_start = start THEN g.period_tokens_used
+                       WHEN g.period_start >= start THEN g.period_tokens_used
                        ELSE 0 END AS used
     FROM (SELECT hub_period_start(c.budget_period, c.timezone) AS start) this) period
 CROSS JOIN LATERAL (

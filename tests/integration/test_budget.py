@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psycopg
 import pytest
 
 from hub_client import AsyncHubClient, errors
@@ -204,3 +205,41 @@ async def test_a_new_period_has_a_new_budget(hub: Hub, tenant: Tenant) -> None:
     assert await say(tenant, session, 10) == "OK"
     assert await say(tenant, session, 1) == "TOKEN_BUDGET"
     assert (await used(tenant, user)).total_tokens_used == 20
+
+
+async def test_a_group_locks_all_sessions_before_any_usage(tenant: Tenant) -> None:
+    """Whatever plan Postgres prefers: else two groups could wait for each other in a circle."""
+    user = await tenant.new_user()
+    sessions = sorted(
+        [await tenant.new_session(user) for _ in range(2)], key=lambda one: one.session_id
+    )
+    tenant.hub.sql("ANALYZE user_usage, chat_sessions, users, user_configs")
+    with psycopg.connect(tenant.hub.owner_url) as other:
+        # It has the second session, and asks for the usage while a group waits for that session.
+        lock = "SELECT 1 FROM {} WHERE {} = %s FOR UPDATE"
+        other.execute(lock.format("chat_sessions", "session_id"), [sessions[1].session_id])
+        with held_session(tenant.hub, sessions[0].session_id):
+            tasks = [asyncio.create_task(say(tenant, one, 1)) for one in (*sessions, sessions[0])]
+            await until(lambda: waiting_for_locks(tenant.hub) >= 1)
+        await until(lambda: waiting_for_locks(tenant.hub) >= 1)
+        other.execute("SET LOCAL lock_timeout = '3s'")
+        other.execute(lock.format("user_usage", "user_id"), [user.user_id])
+    assert await asyncio.gather(*tasks) == ["OK"] * 3
+
+
+async def test_a_period_never_goes_back(tenant: Tenant) -> None:
+    """An append that began in the old period and waited counts in the new one, with the others."""
+    user = await tenant.new_user()
+    await give(tenant, user, max_tokens=100, budget_period=BudgetPeriod.BUDGET_PERIOD_DAY)
+    session, other = [await tenant.new_session(user) for _ in range(2)]
+    with held_session(tenant.hub, session.session_id):
+        late = asyncio.create_task(say(tenant, session, 1))
+        await until(lambda: waiting_for_locks(tenant.hub) == 1)
+        # The next day begins, and its budget is used up.
+        tenant.hub.sql(
+            "UPDATE user_usage SET period_start = hub_period_start('day', 'UTC')"
+            " + interval '1 day', period_tokens_used = 100, total_tokens_used = 100 WHERE user_id = %s",
+            user.user_id,
+        )
+    assert await late == "TOKEN_BUDGET"
+    assert await say(tenant, other, 1) == "TOKEN_BUDGET"

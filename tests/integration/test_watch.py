@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ from hub_client.v1 import (
     DeactivateUserRequest,
     DeleteSessionRequest,
     EndSessionRequest,
+    Message,
     RedactMessageRequest,
     RevokeApiKeyRequest,
     Role,
@@ -32,7 +34,7 @@ from hub_server.caller import Caller
 from hub_server.chat.service import ChatService
 from hub_server.wakeups import Subscription, Wakeups
 from tests.integration.test_batches import batch
-from tests.integration.test_database import rewritten, token_of, until
+from tests.integration.test_database import rewritten, statements, token_of, until
 from tests.support import Hub, Tenant, running_hub
 
 _KIB = 1024
@@ -354,6 +356,105 @@ async def test_idle_readers_cost_no_connection(tenant: Tenant, session: Session)
     assert await asyncio.gather(*(watch.text() for watch in watches)) == ["a"] * 200
     for watch in watches:
         await watch.close()
+
+
+async def test_more_readers_than_calls_are_all_served(
+    hub: Hub, tenant: Tenant, session: Session, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A change that wakes more streams than calls are allowed ends none, and holds up no call."""
+    folder = tmp_path_factory.mktemp("few")
+    async with running_hub(hub.owner_url, folder, max_calls=5, max_streams=60) as few:
+        client = few.client(tenant.key)
+        watches = [Watch(client, session) for _ in range(60)]
+        for start in range(0, 60, 5):
+            await asyncio.gather(*(watch.next() for watch in watches[start : start + 5]))
+        with pytest.raises(errors.OverloadedError):
+            await Watch(client, session).next()
+        for text in "ab":
+            await say(client, session, text)
+        for text in "ab":
+            assert await asyncio.gather(*(watch.text() for watch in watches)) == [text] * 60
+        for watch in watches:
+            await watch.close()
+        watch = Watch(client, session)
+        await watch.next()  # there is room again
+        await watch.close()
+
+
+async def test_streams_that_are_left_while_they_begin_leave_nothing_behind(
+    tenant: Tenant, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However early a reader goes, nobody waits for the session on its behalf."""
+    all_wakeups: set[Wakeups] = set()
+    remember = Wakeups.remember
+
+    def noted(wakeups: Wakeups, key: str, subscription: Subscription) -> None:
+        all_wakeups.add(wakeups)
+        remember(wakeups, key, subscription)
+
+    monkeypatch.setattr(Wakeups, "remember", noted)
+    request = WatchSessionRequest(session_id=session.session_id)
+    for number in range(120):
+        timeout = number % 40 / 1000  # from none to well after the first event
+        with suppress(errors.DeadlineExceededError, TimeoutError):
+            async for _ in tenant.client.chat.watch_session(request, timeout=timeout + 0.001):
+                break
+    assert all_wakeups
+    await until(lambda: not any(session.session_id in one._waiting for one in all_wakeups))
+
+
+async def test_what_is_redacted_is_not_sent_to_a_reader_who_paused(
+    tenant: Tenant, session: Session
+) -> None:
+    """What was read before his pause is read again after it, and so is who he may be."""
+    texts = ["x" * 60 * _KIB] * 60
+    await batch(tenant.client, session, texts)
+    options = (("grpc.http2.lookahead_bytes", 64 * _KIB), ("grpc.http2.bdp_probe", 0))
+    async with grpc.aio.insecure_channel(tenant.hub.address, options=options) as channel:
+        call = channel.unary_stream(
+            "/hub.v1.ChatService/WatchSession",
+            request_serializer=WatchSessionRequest.SerializeToString,
+            response_deserializer=WatchSessionResponse.FromString,
+        )(
+            WatchSessionRequest(session_id=session.session_id, from_seq=1),
+            metadata=(("authorization", f"Bearer {tenant.key}"),),
+        )
+        await call.read()
+        redact = RedactMessageRequest(session_id=session.session_id, seq=60)
+        await asyncio.sleep(0.5)  # the reader's pause
+        await tenant.client.chat.redact_message(redact)
+        seen: list[Message] = []
+        while len(seen) < len(texts):
+            event: Any = await call.read()
+            seen += [event.message] if event.HasField("message") else []
+        call.cancel()
+    assert [one.seq for one in seen] == list(range(1, 61))
+    assert [one.content for one in seen] == [*texts[:-1], ""]
+
+
+async def test_where_nobody_listens_there_are_no_more_heartbeats(
+    hub: Hub,
+    tenant: Tenant,
+    session: Session,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As behind a pooler: a session is looked at again and again, and its reader hears no more."""
+
+    async def listen(_: Wakeups) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("hub_server.wakeups._POLL_SECONDS", 0.01)
+    monkeypatch.setattr(Wakeups, "_listen", listen)
+    async with running_hub(hub.owner_url, tmp_path_factory.mktemp("deaf")) as deaf:
+        request = WatchSessionRequest(session_id=session.session_id)
+        watch = deaf.client(tenant.key).chat.watch_session(request)
+        assert (await anext(watch)).HasField("session")
+        with statements() as seen:
+            await until(lambda: len(seen) > 20)
+        await say(tenant.client, session, "a")
+        assert (await anext(watch)).message.content == "a"
+        await watch.aclose()  # type: ignore[attr-defined]
 
 
 async def test_a_hub_that_stops_tells_its_readers_to_come_back(

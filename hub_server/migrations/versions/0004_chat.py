@@ -27,7 +27,8 @@ CREATE TABLE token_reservations (
     PRIMARY KEY (tenant_id, reservation_id),
     FOREIGN KEY (tenant_id, user_id) REFERENCES users
 );
-CREATE INDEX token_reservations_of_user ON token_reservations (tenant_id, user_id, expires_at);
+CREATE INDEX token_reservations_held ON token_reservations (tenant_id, user_id, expires_at)
+    WHERE held_tokens > 0;
 ALTER TABLE token_reservations ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE user_usage ADD CHECK (reserved_tokens >= 0);
 """
