@@ -8,9 +8,12 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from hub_server.embedding import remote
+
 _POSTGRES_URL = re.compile(r"postgres(ql)?(\+[a-z0-9]+)?://")
 _ADDRESS = re.compile(r"(\[[^\]]+\]|[^:\[\]]*):(\d{1,5})")
 _GREATEST_PORT = 65_535
+_HEADER_TEXT = re.compile(r"[!-~]{1,4096}")
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 # Of each worker, beside those for calls; see database.
 _OTHER_CONNECTIONS = 5  # four that look across tenants, and the one that listens
@@ -62,8 +65,12 @@ class Settings(BaseSettings):
         default=None,
         description="Keys of password hashes as name:key, newest first, separated by commas.",
     )
-    embedding: Literal["minilm", "wordllama"] = Field(
-        default="minilm", description="Embedding model."
+    embedding: str = Field(
+        default="minilm",
+        description="Embedding model: minilm, wordllama, or openai:<model>@<url>.",
+    )
+    embedding_key: SecretStr | None = Field(
+        default=None, description="What the embedding server knows the hub by; sent to it alone."
     )
     exact_max_mb: float = Field(
         default=16.0,
@@ -117,6 +124,21 @@ class Settings(BaseSettings):
             message = "must be a URL like postgresql://user:password@host/database"
             raise ValueError(message)
         return url
+
+    @field_validator("embedding")
+    @classmethod
+    def _is_embedding(cls, embedding: str) -> str:
+        remote(embedding)
+        return embedding
+
+    @field_validator("embedding_key")
+    @classmethod
+    def _is_header(cls, key: SecretStr | None) -> SecretStr | None:
+        # Here, where it is not repeated: who sends a header with a line end in it tells its text.
+        if key is not None and not _HEADER_TEXT.fullmatch(key.get_secret_value()):
+            message = "must be printable ASCII without spaces"
+            raise ValueError(message)
+        return key
 
     @field_validator("listen")
     @classmethod

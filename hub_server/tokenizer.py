@@ -1,20 +1,15 @@
 """Counts tokens where callers do not: with the package ``tokenizers`` and Llama 2's vocabulary.
 
-The vocabulary (byte-pair encoding, 32,000 tokens) comes with the package ``wordllama``, so nothing
-is downloaded. Models differ in their vocabularies, and so would counts; for English text this one
-and OpenAI's o200k_base agree to a few percent.
+Models differ in their vocabularies, and so would counts; for English text this one and OpenAI's
+o200k_base agree to a few percent.
 """
 
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Final
 
-from tokenizers import Tokenizer as Encoder
-
+from hub_server.embedding.vocabulary import load_vocabulary
 from hub_server.workers import Workers
 
-_VOCABULARY: Final = Path("tokenizers", "l2_supercat_tokenizer_config.json")
 # About a microsecond a character: more than this would hold up the event loop.
 _MOST_AT_ONCE: Final = 2000
 _THREADS: Final = 2
@@ -26,11 +21,7 @@ class Tokenizer:
 
     def __init__(self) -> None:
         """Load the vocabulary from the installed package. Raises FileNotFoundError."""
-        spec = find_spec("wordllama")
-        if spec is None or not spec.submodule_search_locations:
-            raise FileNotFoundError("the package wordllama is not installed")
-        file = Path(spec.submodule_search_locations[0]) / _VOCABULARY
-        self._encoder = Encoder.from_file(str(file))
+        self._encoder = load_vocabulary()
         self._workers = Workers("count", threads=_THREADS, most_waiting=_MOST_WAITING)
 
     async def counts(self, texts: Sequence[str]) -> list[int]:
