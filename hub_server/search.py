@@ -4,6 +4,7 @@ A view only proposes. What it proposes is read from Postgres, under row security
 condition a row must meet, and only what that read returns is a hit.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -11,15 +12,18 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hub_server.embedding import Embedder
+from hub_server.embedding import Embedder, EmbeddingError
+from hub_server.errors import HubError, Reason
 from hub_server.retrieval.view import Candidate, Change
 from hub_server.retrieval.views import Space, Views
 from hub_server.rows import Row
 from hub_server.workers import Workers
 
 DEFAULT_TOP_K: Final = 10
-_THREADS: Final = 2
 _MOST_WAITING: Final = 128
+# For a vector, its turn included. With a server that is away those who wait are told, and what
+# they asked leaves the queue, before it grows old.
+_EMBED_SECONDS: Final = 10.0
 # Proposals beyond top_k, so that a few that Postgres refuses cost no second round.
 _SPARE: Final = 10
 WIDEN: Final = 4
@@ -47,11 +51,11 @@ class Query:
 class Search:
     """The views of this process and the model that embeds for them."""
 
-    def __init__(self, embedder: Embedder, views: Views) -> None:
-        """Search with the given model and views."""
+    def __init__(self, embedder: Embedder, views: Views, threads: int = 2) -> None:
+        """Search with the given model and views; so many threads embed."""
         self._embedder = embedder
         self._views = views
-        self._workers = Workers("embed", threads=_THREADS, most_waiting=_MOST_WAITING)
+        self._workers = Workers("embed", threads=threads, most_waiting=_MOST_WAITING)
 
     @property
     def model(self) -> str:
@@ -59,8 +63,15 @@ class Search:
         return self._embedder.model
 
     async def embed(self, text: str) -> NDArray[np.float32]:
-        """Return the vector of a text, shape (dimension,). Raises OVERLOADED."""
-        return await self._workers.run(lambda: self._embedder.embed([text])[0])
+        """Return the vector of a text, shape (dimension,). Raises OVERLOADED and UNAVAILABLE."""
+        try:
+            async with asyncio.timeout(_EMBED_SECONDS):
+                return await self._workers.run(lambda: self._embedder.embed([text])[0])
+        except EmbeddingError as error:
+            after = error.retry_after
+            raise HubError(Reason.REASON_UNAVAILABLE, retry_after=after) from error
+        except TimeoutError as error:
+            raise HubError(Reason.REASON_UNAVAILABLE) from error
 
     async def hits(
         self, space: Space, state: Row, query: Query, top_k: int, pull: Pull, read: Read

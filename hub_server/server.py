@@ -23,7 +23,7 @@ from hub_server.chat.servicer import ChatServicer
 from hub_server.chat.tokens import Tokens
 from hub_server.chat.watching import Watches
 from hub_server.database import Database
-from hub_server.embedding import Embedder, load_embedder
+from hub_server.embedding import Embedder, load_embedder, remote
 from hub_server.identity.authentication import Authenticator
 from hub_server.identity.first_start import ensure_default_tenant, read_peppers, shared_key
 from hub_server.identity.keys import Keys, Tenants
@@ -58,6 +58,8 @@ _LARGEST_REQUEST: Final = 8 * _MEBIBYTE
 # Pages are cut well below this; see paging.
 _LARGEST_ANSWER: Final = 64 * _MEBIBYTE
 _LAST_REPLIES_SECONDS: Final = 0.5
+_EMBEDDING_THREADS: Final = 2
+_REMOTE_THREADS: Final = 16
 # Objects made and not yet freed; several hundred calls under way hold fewer.
 _COLLECTED_AFTER: Final = 25_000
 
@@ -76,7 +78,11 @@ async def serving(settings: Settings, database_url: str) -> AsyncIterator[str]:
         database = _database(settings, database_url)
         stack.push_async_callback(database.close)
         await _prepare(settings, database)
-        embedder = await asyncio.to_thread(load_embedder, settings.embedding)
+        embedder = await asyncio.to_thread(
+            load_embedder, settings.embedding, settings.embedding_key
+        )
+        if (close := getattr(embedder, "close", None)) is not None:
+            stack.callback(close)
         embedding = MessageEmbedding(database, embedder)
         servicers, ingestion = await _compose(settings, database, embedder, embedding, stack)
         for job in (ingestion.run(), embedding.run(), purge.run(database)):
@@ -128,7 +134,9 @@ async def _compose(
         exact_max_bytes=int(settings.exact_max_mb * _MEBIBYTE),
         memory_bytes=settings.view_memory_mb * _MEBIBYTE,
     )
-    search = Search(embedder, views)
+    # A thread that waits for another server computes nothing.
+    threads = _EMBEDDING_THREADS if remote(settings.embedding) is None else _REMOTE_THREADS
+    search = Search(embedder, views, threads)
     stack.callback(search.close)
     stack.callback(passwords.close)
     lease = dt.timedelta(seconds=settings.ingestion_lease)

@@ -11,7 +11,7 @@ small ones behind it.
 
 import asyncio
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -21,7 +21,7 @@ import structlog
 from hub_server import spaces
 from hub_server.caller import Caller
 from hub_server.database import Database
-from hub_server.embedding import Embedder
+from hub_server.embedding import Embedder, EmbeddingError, TextRefusedError
 from hub_server.errors import HubError
 from hub_server.jobs import splitting
 from hub_server.knowledge.repository import KnowledgeRepository, claim_document
@@ -36,9 +36,12 @@ _DOCUMENTS: Final = 8
 _BATCH: Final = 16
 _POLL_SECONDS: Final = 2.0
 _RELEASE_SECONDS: Final = 2.0
+_PAUSE_SECONDS: Final = 2.0  # before a server of embeddings that is away is asked again
 _MOST_ATTEMPTS: Final = 5
 # As much of a title as a chunk is embedded with: a longer one would leave no room for the chunk.
 _TITLE_CHARS: Final = 120
+
+_Rows = list[dict[str, Any]]
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.ingestion")
 
@@ -135,14 +138,30 @@ class Ingestion:
         done = await attempt.resume(pieces, model)
         for start in range(done, len(pieces), _BATCH):
             batch = pieces[start : start + _BATCH]
-            rows = await self._threads.run(partial(self._embed, document, start, batch))
+            rows = await self._embedded(attempt, partial(self._embed, document, start, batch))
             last = start + _BATCH >= len(pieces)
-            if not await attempt.write(document, rows, model, last=last):
+            if rows is None or not await attempt.write(document, rows, model, last=last):
                 return
         if done < len(pieces) or await attempt.finish(document["user_id"], len(pieces)):
             log.info("ingested", **attempt.facts, chunks=len(pieces))
 
-    def _embed(self, document: Row, start: int, batch: Sequence[str]) -> list[dict[str, Any]]:
+    async def _embedded(self, attempt: "_Attempt", embed: Callable[[], _Rows]) -> _Rows | None:
+        """Return the chunks of a batch; None = the claim was lost.
+
+        While a server of embeddings is away the document waits, within the one attempt: so it
+        is not given up for that, however long it takes.
+        """
+        while True:
+            try:
+                return await self._threads.run(embed)
+            except TextRefusedError:
+                raise
+            except EmbeddingError as error:
+                log.warning("ingestion waits", **attempt.facts, cause=causes(error))
+                if not await attempt.outwait(error.retry_after or _PAUSE_SECONDS):
+                    return None
+
+    def _embed(self, document: Row, start: int, batch: Sequence[str]) -> _Rows:
         """Return the chunks of a batch as rows; a chunk is embedded together with its title."""
         title = document["title"][:_TITLE_CHARS]
         vectors = self._embedder.embed([f"{title}\n{piece}" for piece in batch])
@@ -188,6 +207,16 @@ class _Attempt:
         async with self._database.statement(self._hub()) as connection:
             repository = self._repository(connection)
             return await repository.extend_lease(self.document_id, self.number, self._lease)
+
+    async def outwait(self, seconds: float) -> bool:
+        """Wait, and keep the claim meanwhile; False = it was lost."""
+        step = self._lease.total_seconds() / 3
+        while seconds > 0:
+            if not await self.extend():
+                return False
+            await asyncio.sleep(min(step, seconds))
+            seconds -= step
+        return await self.extend()
 
     async def release(self) -> None:
         """Give the claim back: who starts next need not wait for the lease to end."""

@@ -15,13 +15,14 @@ import structlog
 from hub_server.caller import Caller
 from hub_server.chat.search_repository import SearchRepository
 from hub_server.database import Database
-from hub_server.embedding import Embedder
+from hub_server.embedding import Embedder, EmbeddingError, TextRefusedError
 from hub_server.rows import Row
 from hub_server.rpc import causes
 from hub_server.workers import Workers
 
 _MOST_WAITING: Final = 10_000
 _BATCH: Final = 16  # half a second of MiniLM, as in ingestion
+_PAUSE_SECONDS: Final = 2.0  # before a server of embeddings that is away is asked again
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.message_embedding")
 
@@ -66,7 +67,7 @@ class MessageEmbedding:
                 await self._embed(tenant_id, user_id, messages)
         except Exception as error:  # noqa: BLE001 - one user's fault must not end the others
             log.warning("messages not embedded", tenant_id=tenant_id, cause=causes(error))
-            return False
+            return await _may_pass(error)
         return len(messages) == _BATCH
 
     async def _to_embed(self, tenant_id: str, user_id: str) -> Sequence[Row]:
@@ -83,3 +84,11 @@ class MessageEmbedding:
         async with self._database.statement(Caller.hub(tenant_id)) as connection:
             repository = SearchRepository(connection, tenant_id, user_id)
             await repository.embed(by_id, self._embedder.model)
+
+
+async def _may_pass(error: Exception) -> bool:
+    """Tell, after a pause, whether the same work is worth another try."""
+    if not isinstance(error, EmbeddingError) or isinstance(error, TextRefusedError):
+        return False
+    await asyncio.sleep(error.retry_after or _PAUSE_SECONDS)  # nobody else's could be embedded
+    return True
