@@ -25,6 +25,7 @@ from hub_client.v1 import (
     UpdateTenantSettingsRequest,
     User,
 )
+from hub_server import search
 from hub_server.embedding import openai
 from hub_server.jobs import ingestion, message_embedding
 from hub_server.migrations import migrate
@@ -139,6 +140,24 @@ async def test_while_the_server_is_away_callers_are_told_and_then_served(
     assert not re.search(f"{KEY}|teapot|green tea", out + err, re.IGNORECASE)
 
 
+async def test_a_server_that_hangs_holds_up_no_caller(
+    tenant: Tenant, server: EmbeddingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More queries than threads: those that wait for their turn are told as well, and dropped."""
+    user = await tenant.new_user()
+    monkeypatch.setattr(search, "_EMBED_SECONDS", 0.2)
+    server.always = lambda _, __: hang(server)
+    calls = [_remember(tenant, user, f"Text {number}") for number in range(40)]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {UnavailableError}
+    assert len(server.seen) <= 1 + 16  # as many as there are threads
+
+
+def hang(server: EmbeddingServer) -> None:
+    """Answer nothing before the test ends."""
+    assert server.ended.wait(60)
+
+
 async def test_a_document_waits_for_the_server_and_is_done(
     tenant: Tenant, server: EmbeddingServer
 ) -> None:
@@ -169,6 +188,20 @@ async def test_a_document_waits_for_the_server_and_is_done(
     indexes = tenant.hub.sql("SELECT chunk_index FROM chunks ORDER BY 1")
     assert indexes == [(place,) for place in range(document.chunk_count)]
     assert document.chunk_count > 32
+
+
+async def test_a_document_that_waits_stays_its_workers(
+    tenant: Tenant, server: EmbeddingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also through a pause longer than the lease: nobody else begins it anew."""
+    monkeypatch.setattr(ingestion, "_PAUSE_SECONDS", 1.5)
+    monkeypatch.setattr(ingestion, "_POLL_SECONDS", 0.05)
+    user = await tenant.new_user()
+    server.acts.extend([status(503)] * 5)
+    document = await tenant.ingest(user, "Whales", "Whales sing songs.")
+    assert document.status == DocumentStatus.DOCUMENT_STATUS_READY
+    assert tenant.hub.sql("SELECT attempt FROM documents") == [(1,)]
+    assert not server.acts
 
 
 async def test_a_document_that_the_server_refuses_fails_with_a_reason(
