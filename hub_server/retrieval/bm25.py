@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from hub_server.retrieval.packing import Parts, packed, unpacked
 from hub_server.retrieval.ranking import Ranked, Scores, best, nothing
 
 __all__ = ["Bm25Index"]
@@ -25,7 +26,7 @@ _MAX_DEAD = 0.2  # share of dead postings at which the index is compacted
 
 # Bytes beside the postings themselves, from sys.getsizeof on 64-bit CPython: a term's string,
 # dict entry and array header; a row's length, label, flag and dict entry.
-_TERM_BYTES = 260
+_TERM_BYTES = 180
 _ROW_BYTES = 150
 
 
@@ -112,6 +113,44 @@ class Bm25Index:
             self._score(term, times, saturation, scores)
         found = np.flatnonzero(scores)
         return best(np.frombuffer(self._labels, dtype=np.int64)[found], scores[found], k)
+
+    def dump(self) -> Parts:
+        """Return copies of all there is, as `load` takes them.
+
+        Building this anew from texts would take longer than anything else in a view.
+        """
+        flat = array("i")
+        for posting in self._postings.values():
+            flat.extend(posting)
+        return {
+            "terms": packed(self._postings),
+            "counts": np.array([len(one) for one in self._postings.values()], dtype=np.int64),
+            "postings": np.frombuffer(flat, dtype=np.int32),
+            "labels": np.array(self._labels, dtype=np.int64),
+            "lengths": np.array(self._lengths, dtype=np.int32),
+            "pairs_of": np.array(self._pairs_of, dtype=np.int32),
+            "alive": np.frombuffer(bytes(self._alive), dtype=np.uint8),
+        }
+
+    @classmethod
+    def load(cls, parts: Parts) -> "Bm25Index":
+        """Return the index that was dumped."""
+        index = cls()
+        postings, first = parts["postings"].view(np.uint8).data, 0
+        for term, count in zip(unpacked(parts["terms"]), parts["counts"].tolist(), strict=True):
+            posting = index._postings[term] = array("i")
+            posting.frombytes(postings[first : first + count * posting.itemsize])
+            first += count * posting.itemsize
+        index._labels = array("q", parts["labels"].tobytes())
+        index._lengths = array("i", parts["lengths"].tobytes())
+        index._pairs_of = array("i", parts["pairs_of"].tobytes())
+        index._alive = bytearray(parts["alive"].tobytes())
+        alive = np.flatnonzero(parts["alive"]).tolist()
+        index._slots = {index._labels[slot]: slot for slot in alive}
+        index._live_terms = sum(index._lengths[slot] for slot in alive)
+        index._live_pairs = sum(index._pairs_of[slot] for slot in alive)
+        index._pairs = sum(index._pairs_of)
+        return index
 
     def _score(self, term: str, times: int, saturation: Scores, scores: Scores) -> None:
         posting = self._postings.get(term)

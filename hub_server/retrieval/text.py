@@ -8,12 +8,12 @@ without it is .368.
 import re
 import threading
 import unicodedata
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import Stemmer
 
-__all__ = ["Analyzer"]
+__all__ = ["Analyzer", "analyzer"]
 
 # Scripts written without spaces, indexed as character bigrams, as Lucene's CJKAnalyzer does:
 # Hiragana, Katakana, Hangul, Han with its extensions, and the iteration mark.
@@ -92,6 +92,12 @@ class Analyzer:
         with self._lock:
             stems: list[str] = self._stemmer.stemWords(words)
         return stems
+
+
+@lru_cache(maxsize=64)
+def analyzer(language: str) -> Analyzer:
+    """Return the one analyzer of a language: a stemmer remembers up to 10,000 words, some MB."""
+    return Analyzer(language)
 
 
 def _stemmer(code: str) -> Any | None:

@@ -1,33 +1,77 @@
-"""Nearest vectors by cosine: exact, or approximate once a space is too large for that.
+"""Nearest vectors by cosine: exact, and with a graph once a space is too large for that.
 
 Measured, 384 dimensions, 2 cores: exact takes 0.17 ms at 5,000 rows and 1.7 ms at 50,000;
 hnswlib 0.1 to 0.2 ms at any of these, but building 50,000 rows takes it about 10 s.
+
+The matrix holds every row, the graph those that a thread has put into it so far. A search asks the
+graph and, exactly, the rows behind it: so no search waits for a build, and none misses a row.
 """
 
 import threading
-from typing import Protocol
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
-import hnswlib
 import numpy as np
 from numpy.typing import NDArray
 
-from hub_server.retrieval.ranking import Labels, Ranked, best, nothing
+from hub_server.retrieval.graph import Graph
+from hub_server.retrieval.matrix import Matrix, Rows, unit
+from hub_server.retrieval.packing import Parts
+from hub_server.retrieval.ranking import Labels, Ranked, best
 
-__all__ = ["ExactVectors", "HnswVectors", "Matrix", "VectorIndex"]
+__all__ = ["VectorIndex"]
 
-Matrix = NDArray[np.float32]
+# Rows that enter a graph at a time. Where it is searched meanwhile, so few that a search waits
+# some milliseconds at most; and then the builder lets it pass, as locks know no turns.
+_STEP: Final = 256
+_STEP_IN_USE: Final = 8
+_PAUSE_SECONDS: Final = 0.001
 
-_MAX_DEAD = 0.2  # share of dead rows at which an index is rebuilt from its live ones
+# Rows that are not in the graph yet, as a share of what is searched exactly anyway.
+_MOST_BEHIND: Final = 0.25
 
-# Malkov & Yashunin (2016): M 16 suits embeddings; a wider ef_construction costs build
-# time only. ef is at least 64 and never below k, or hnswlib cannot return k rows.
-_M = 16
-_EF_CONSTRUCTION = 200
-_EF = 64
+_RECALL_AT: Final = 10
 
 
-class VectorIndex(Protocol):
-    """An index of vectors of one dimension. A label is used once: each add brings higher ones."""
+class VectorIndex:
+    """Vectors of one dimension. Any thread may call anything at any time.
+
+    A label is used once: each add brings higher ones. There is a graph while the live vectors take
+    more than `exact_max_bytes`, and until they take less than half of it, so that a space at the
+    border does not flap.
+    """
+
+    def __init__(self, dimension: int, exact_max_bytes: int) -> None:
+        """Start empty, for vectors of length `dimension`."""
+        self._exact_max_bytes = exact_max_bytes
+        self._lock = threading.Lock()  # of all below; no step that takes long holds it
+        self._building = threading.Lock()
+        self._rows = Rows(dimension)
+        self._graph: Graph | None = None
+        self.built = 0  # rows of all graphs that came into use
+        self.is_behind = False  # whether `build` has something to do; read without the lock
+
+    def __len__(self) -> int:
+        """Return the number of live rows."""
+        return len(self._rows)
+
+    @property
+    def dead(self) -> int:
+        """The number of rows that were removed and still take memory."""
+        return self._rows.dead
+
+    @property
+    def in_graph(self) -> int:
+        """The number of live rows that are searched by a graph; 0 = there is none."""
+        graph = self._graph
+        return 0 if graph is None else len(graph)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory in use, in bytes, dead rows included."""
+        graph = self._graph
+        return self._rows.nbytes + (0 if graph is None else graph.nbytes)
 
     def add(self, labels: Labels, matrix: Matrix) -> None:
         """Add rows: labels of shape (n,), ascending, with a matrix of shape (n, dimension).
@@ -39,239 +83,162 @@ class VectorIndex(Protocol):
                 is zero, infinite or not a number.
 
         """
-        ...
+        with self._lock:
+            self._rows.add(labels, matrix)
+            self._judge()
 
     def remove(self, labels: Labels) -> None:
-        """Take rows out, and rebuild once 20 % of the rows are dead.
+        """Take rows out; their memory is given back once 20 % of the rows are dead.
 
         Raises:
             KeyError: a label is not in the index; nothing is removed then.
 
         """
-        ...
+        with self._lock:
+            self._rows.remove(labels)
+            if self._graph is not None and not self._is_large():
+                self._graph = None
+            if self._graph is not None:
+                self._graph.remove(np.unique(labels[labels <= self._graph.last]))
+            self._judge()
 
     def search(self, query: Matrix, k: int) -> Ranked:
         """Return the `k` rows nearest to `query` (shape (dimension,)), or all if fewer live.
 
-        Scores are cosines, highest first; equal ones in the order of their labels.
+        Of the rows in a graph they are those it leads to, almost always all. Scores are cosines,
+        highest first; equal ones in the order of their labels.
 
         Raises:
             ValueError: the query is zero, infinite, not a number, or of another dimension.
 
         """
-        ...
-
-    def export(self) -> tuple[Labels, Matrix]:
-        """Return the live rows, labels ascending, vectors of length 1."""
-        ...
-
-    def __len__(self) -> int:
-        """Return the number of live rows."""
-        ...
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held, in bytes, dead and spare rows included."""
-        ...
-
-
-class ExactVectors:
-    """A matrix, multiplied whole (see VectorIndex). Not thread safe: its owner holds a lock."""
-
-    def __init__(self, dimension: int) -> None:
-        """Start empty, for vectors of length `dimension`."""
-        self._matrix: Matrix = np.empty((0, dimension), dtype=np.float32)
-        self._labels: Labels = np.empty(0, dtype=np.int64)
-        self._alive = np.empty(0, dtype=np.bool_)
-        self._used = 0  # rows in use, dead ones included; beyond it is spare capacity
-        self._live = 0
-        self._last = -1
-
-    def __len__(self) -> int:
-        """Return the number of live rows."""
-        return self._live
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held, in bytes, dead and spare rows included."""
-        return self._matrix.nbytes + self._labels.nbytes + self._alive.nbytes
-
-    def add(self, labels: Labels, matrix: Matrix) -> None:
-        """See VectorIndex."""
-        unit = _unit(matrix, self._matrix.shape[1])
-        self._last = _last_label(labels, len(unit), self._last)
-        self._reserve(self._used + len(unit))
-        rows = slice(self._used, self._used + len(unit))
-        self._matrix[rows], self._labels[rows], self._alive[rows] = unit, labels, True
-        self._used += len(unit)
-        self._live += len(unit)
-
-    def remove(self, labels: Labels) -> None:
-        """See VectorIndex."""
-        labels = np.unique(labels)
-        used = self._labels[: self._used]
-        rows = np.searchsorted(used, labels)  # labels only ever ascend
-        found = rows < self._used
-        found[found] = (used[rows[found]] == labels[found]) & self._alive[rows[found]]
-        if not found.all():
-            raise KeyError(labels[~found].tolist())
-        self._alive[rows] = False
-        self._live -= len(rows)
-        if self._used - self._live > _MAX_DEAD * self._used:
-            self._compact()
-
-    def search(self, query: Matrix, k: int) -> Ranked:
-        """See VectorIndex."""
-        unit = _unit(query[np.newaxis], self._matrix.shape[1])[0]
-        scores = (self._matrix[: self._used] @ unit).astype(np.float64)
-        labels = self._labels[: self._used]
-        if self._live < self._used:
-            alive = self._alive[: self._used]
-            labels, scores = labels[alive], scores[alive]
-        return best(labels, scores, k)
-
-    def export(self) -> tuple[Labels, Matrix]:
-        """See VectorIndex."""
-        alive = self._alive[: self._used]
-        return self._labels[: self._used][alive], self._matrix[: self._used][alive]
-
-    def _reserve(self, rows: int) -> None:
-        if rows > len(self._alive):
-            self._resize(max(rows, 2 * len(self._alive)))
-
-    def _compact(self) -> None:
-        labels, matrix = self.export()
-        self._used = len(labels)
-        self._labels, self._matrix = labels, matrix
-        self._alive = np.ones(self._used, dtype=np.bool_)
-
-    def _resize(self, capacity: int) -> None:
-        spare = (0, capacity - len(self._alive))
-        self._labels = np.pad(self._labels, spare)
-        self._alive = np.pad(self._alive, spare)
-        self._matrix = np.pad(self._matrix, (spare, (0, 0)))
-
-
-class HnswVectors:
-    """hnswlib (see VectorIndex), fenced in: its own lock, and never its faults to the caller.
-
-    hnswlib 0.8 must not add and search at once; reusing a deleted label or slot corrupts its
-    graph; it raises when it cannot reach k live rows. Hence one lock around each call, labels
-    that only rise, a rebuild in place of reuse, and an exact answer in place of the error.
-    One thread builds, so the same rows in the same order give the same graph.
-    """
-
-    def __init__(self, dimension: int) -> None:
-        """Start empty, for vectors of length `dimension`."""
-        self._dimension = dimension
-        self._lock = threading.Lock()
-        self._live: set[int] = set()
-        self._last = -1
-        self._index = self._new(0)
-
-    def __len__(self) -> int:
-        """Return the number of live rows."""
-        return len(self._live)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held, in bytes, dead and spare rows included."""
+        direction = unit(query[np.newaxis], self._rows.dimension)[0]
         with self._lock:
-            # hnswlib's file size counts rows in use; memory is taken for the spare ones too.
-            used = max(1, self._index.element_count)
-            per_row: int = self._index.index_file_size() // used
-            rows: int = self._index.max_elements
-            return rows * per_row
+            return self._nearest(direction, k)
 
-    def add(self, labels: Labels, matrix: Matrix) -> None:
-        """See VectorIndex."""
-        unit = _unit(matrix, self._dimension)
+    def build(self, is_stopped: Callable[[], bool]) -> None:
+        """Bring the graph up to date, for as long as it takes or until it `is_stopped`.
+
+        A graph that is new, or replaces one with too many dead rows, comes into use when it is
+        complete; one that only lacks rows is in use meanwhile. Two of these do not run at once:
+        the second returns.
+        """
+        if not self._building.acquire(blocking=False):
+            return
+        try:
+            while self.is_behind and not is_stopped():
+                graph = self._graph
+                if graph is None or graph.is_worn:
+                    self._renew(is_stopped)
+                else:
+                    self._extend(graph, is_stopped)
+        finally:
+            self._building.release()
+
+    def recall(self, sample: int) -> float:
+        """Return which share of the exact ten nearest of some of the own rows the graph finds."""
         with self._lock:
-            self._last = _last_label(labels, len(unit), self._last)
-            self._insert(labels, unit)
-            self._live.update(labels.tolist())
+            labels = self._rows.labels()
+            if len(labels) == 0:
+                return 1.0
+            chosen = np.random.default_rng(0).choice(labels, min(sample, len(labels)), False)  # noqa: FBT003
+            queries = self._rows.vectors(chosen)
+        shares = []
+        for query in queries:
+            with self._lock:
+                exact = self._rows.nearest(query, _RECALL_AT)[1]
+                found = self._nearest(query, _RECALL_AT)[1]
+            # By score, not by label: of equal vectors either is right.
+            shares.append(np.mean(found[: len(exact)] >= exact[-1] - 1e-6) if len(exact) else 1.0)
+        return float(np.mean(shares))
 
-    def remove(self, labels: Labels) -> None:
-        """See VectorIndex."""
+    def have(self, labels: Labels) -> NDArray[np.bool_]:
+        """Tell of each label whether its row lives."""
         with self._lock:
-            gone = set(labels.tolist())
-            if missing := gone - self._live:
-                raise KeyError(sorted(missing))
-            for label in gone:
-                self._index.mark_deleted(label)
-            self._live -= gone
-            used = self._index.element_count
-            if used - len(self._live) > _MAX_DEAD * used:
-                self._rebuild()
+            return self._rows.have(labels)
 
-    def search(self, query: Matrix, k: int) -> Ranked:
-        """See VectorIndex; the nearest rows are those the graph leads to, almost always all."""
-        unit = _unit(query[np.newaxis], self._dimension)[0]
+    def vectors(self, labels: Labels) -> Matrix:
+        """Return the vectors, of length 1, of live rows."""
         with self._lock:
-            k = min(k, len(self._live))
-            if k <= 0:
-                return nothing()
-            self._index.set_ef(max(_EF, k))
-            try:
-                labels, distances = self._index.knn_query(unit, k=k, num_threads=1)
-            except RuntimeError as error:
-                if "Cannot return the results" not in str(error):
-                    raise
-                return self._search_exactly(unit, k)
-        return best(labels[0].astype(np.int64), 1.0 - distances[0].astype(np.float64), k)
+            return self._rows.vectors(labels)
 
-    def export(self) -> tuple[Labels, Matrix]:
-        """See VectorIndex."""
+    def dump(self) -> tuple[dict[str, Any], Parts]:
+        """Return what `load` takes: facts for a manifest, and arrays that do not change later."""
         with self._lock:
-            return self._rows()
+            parts = {f"rows.{name}": part for name, part in self._rows.dump().items()}
+            if self._graph is None:
+                return {}, parts
+            facts, own = self._graph.dump()
+            return {"graph": facts}, parts | {f"graph.{name}": part for name, part in own.items()}
 
-    def _new(self, capacity: int) -> hnswlib.Index:
-        index = hnswlib.Index(space="ip", dim=self._dimension)
-        index.init_index(max(capacity, 1), M=_M, ef_construction=_EF_CONSTRUCTION)
+    @classmethod
+    def load(
+        cls,
+        facts: Mapping[str, Any],
+        parts: Parts,
+        exact_max_bytes: int,
+    ) -> "VectorIndex":
+        """Return the index that was dumped."""
+        rows = Rows.load(_of(parts, "rows."))
+        index = cls(rows.dimension, exact_max_bytes)
+        index._rows = rows
+        if "graph" in facts and index._is_large(has_graph=True):
+            index._graph = Graph(rows.dimension, 0)
+            index._graph.restore(facts["graph"], _of(parts, "graph."))
+        index._judge()
         return index
 
-    def _insert(self, labels: Labels, unit: Matrix) -> None:
-        if len(labels) == 0:
+    def _nearest(self, query: Matrix, k: int) -> Ranked:
+        if self._graph is None or (found := self._graph.nearest(query, k)) is None:
+            return self._rows.nearest(query, k)
+        behind = self._rows.nearest(query, k, after=self._graph.last)
+        labels, scores = (np.concatenate(pair) for pair in zip(found, behind, strict=True))
+        return best(labels, scores, k)
+
+    def _is_large(self, *, has_graph: bool | None = None) -> bool:
+        has_graph = self._graph is not None if has_graph is None else has_graph
+        border = self._exact_max_bytes / 2 if has_graph else self._exact_max_bytes
+        return len(self._rows) > 0 and self._rows.live_bytes >= border + (not has_graph)
+
+    def _judge(self) -> None:
+        if self._graph is None:
+            self.is_behind = self._is_large()
             return
-        needed = self._index.element_count + len(labels)
-        if needed > self._index.max_elements:
-            self._index.resize_index(max(needed, 2 * self._index.max_elements))
-        self._index.add_items(unit, labels, num_threads=1)
+        behind = self._rows.count_after(self._graph.last) * self._rows.dimension * 4
+        most = _MOST_BEHIND * self._exact_max_bytes
+        self.is_behind = self._graph.is_worn or behind > most
 
-    def _rebuild(self) -> None:
-        labels, matrix = self._rows()
-        self._index = self._new(len(labels))
-        self._insert(labels, matrix)
+    def _renew(self, is_stopped: Callable[[], bool]) -> None:
+        """Build a graph that nobody searches yet, then put it into use."""
+        graph = Graph(self._rows.dimension, len(self._rows))
+        while not is_stopped():
+            with self._lock:
+                labels, matrix = self._rows.after(graph.last, _STEP)
+                if len(labels) == 0:
+                    self._install(graph)
+                    return
+            graph.add(labels, matrix)
 
-    def _search_exactly(self, unit: Matrix, k: int) -> Ranked:
-        labels, matrix = self._rows()
-        return best(labels, (matrix @ unit).astype(np.float64), k)
+    def _install(self, graph: Graph) -> None:
+        if self._is_large():
+            labels = graph.labels
+            graph.remove(labels[~self._rows.have(labels)])  # those removed meanwhile
+            self._graph = graph
+            self.built += len(graph)
+        self._judge()
 
-    def _rows(self) -> tuple[Labels, Matrix]:
-        labels = np.array(sorted(self._live), dtype=np.int64)
-        if len(labels) == 0:
-            return labels, np.empty((0, self._dimension), dtype=np.float32)
-        return labels, self._index.get_items(labels, return_type="numpy")
-
-
-def _unit(matrix: Matrix, dimension: int) -> Matrix:
-    """Return the rows scaled to length 1, or raise ValueError for what has no direction."""
-    if matrix.shape != (len(matrix), dimension):
-        raise ValueError(f"vectors must have shape (n, {dimension}), not {matrix.shape}")
-    # In float64: the square of a large or tiny float32 would overflow or vanish.
-    norms = np.linalg.norm(matrix.astype(np.float64), axis=1, keepdims=True)
-    if not np.isfinite(norms).all() or not (norms > 0).all():
-        raise ValueError("a vector is zero, infinite or not a number")
-    unit: Matrix = (matrix / norms).astype(np.float32)
-    return unit
+    def _extend(self, graph: Graph, is_stopped: Callable[[], bool]) -> None:
+        while not is_stopped():
+            with self._lock:
+                labels, matrix = self._rows.after(graph.last, _STEP_IN_USE)
+                if len(labels) == 0 or self._graph is not graph or graph.is_worn:
+                    self._judge()
+                    return
+                graph.add(labels, matrix)
+            time.sleep(_PAUSE_SECONDS)
 
 
-def _last_label(labels: Labels, rows: int, last: int) -> int:
-    """Return the highest label, or raise ValueError where one is not above those before it."""
-    if labels.shape != (rows,):
-        raise ValueError(f"{rows} vectors need {rows} labels, not {labels.shape}")
-    if rows == 0:
-        return last
-    if labels[0] <= last or (np.diff(labels) <= 0).any():
-        raise ValueError(f"labels must ascend from above {last}: one is never used twice")
-    return int(labels[-1])
+def _of(parts: Parts, prefix: str) -> Parts:
+    return {
+        name.removeprefix(prefix): one for name, one in parts.items() if name.startswith(prefix)
+    }

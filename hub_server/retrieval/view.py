@@ -1,17 +1,20 @@
 """What one process holds of one search space, and how it follows the rows in Postgres."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from hub_server.retrieval.bm25 import Bm25Index
 from hub_server.retrieval.fusion import CANDIDATES, fuse
+from hub_server.retrieval.matrix import Matrix, unit
+from hub_server.retrieval.packing import Parts, packed, unpacked
 from hub_server.retrieval.ranking import Labels, Ranked, nothing
-from hub_server.retrieval.text import Analyzer
-from hub_server.retrieval.vectors import ExactVectors, HnswVectors, Matrix, VectorIndex
+from hub_server.retrieval.text import analyzer
+from hub_server.retrieval.vectors import VectorIndex
 
-__all__ = ["Candidate", "Change", "IndexedRow", "View"]
+__all__ = ["Candidate", "Change", "Dump", "Flaws", "IndexedRow", "View"]
 
 # A row's and a group's entries here: ids, dict entries, tuples (sys.getsizeof, 64-bit CPython).
 _ROW_BYTES = 250
@@ -59,16 +62,37 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Dump:
+    """All of a view, as a snapshot keeps it; nothing of it changes later."""
+
+    facts: Mapping[str, Any]
+    """What JSON can hold."""
+    parts: Parts
+
+
+@dataclass(frozen=True, slots=True)
+class Flaws:
+    """How a view differs from the rows: ids of rows, sorted."""
+
+    missing: Sequence[str]
+    """Are to be found, and the view lacks them."""
+    ghost: Sequence[str]
+    """The view has them, and they are gone."""
+    stale: Sequence[str]
+    """The view has an older state of them, or another vector."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Group:
     seq: int
-    labels: tuple[int, ...]
+    labels: range
 
 
 class View:
-    """One search space in memory. Not thread safe: its owner holds a lock.
+    """One search space in memory. Not thread safe, but for `build`: its owner holds a lock.
 
-    Vectors are searched exactly while the live ones take at most `exact_max_bytes`, by hnswlib
-    above; and exactly again only under half of it, so that a space at the border does not flap.
+    Vectors are searched exactly while the live ones take at most `exact_max_bytes`, by a graph
+    above, once `build` has made it.
     """
 
     def __init__(self, dimension: int, language: str, exact_max_bytes: int) -> None:
@@ -77,10 +101,10 @@ class View:
         self.language = language
         self.applied_seq = 0
         self.is_whole = True  # False: a change was applied in part, and the view is of no use
-        self._exact_max_bytes = exact_max_bytes
-        self._analyzer = Analyzer(language)
+        self._churn = 0
+        self._analyzer = analyzer(language)
         self._words = Bm25Index()
-        self._vectors: VectorIndex = ExactVectors(dimension)
+        self._vectors = VectorIndex(dimension, exact_max_bytes)
         self._row_ids: dict[int, str] = {}
         # A group that is gone stays, without labels, so that its seq still stops a stale change.
         self._groups: dict[str, _Group] = {}
@@ -97,6 +121,34 @@ class View:
         ids = len(self._row_ids) * _ROW_BYTES + len(self._groups) * _GROUP_BYTES
         return ids + self._words.nbytes + self._vectors.nbytes
 
+    @property
+    def churn(self) -> int:
+        """How many rows were added, removed, put into a graph since the view was made or loaded."""
+        return self._churn + self._vectors.built
+
+    @property
+    def dead(self) -> int:
+        """The number of vectors that were removed and still take memory."""
+        return self._vectors.dead
+
+    @property
+    def in_graph(self) -> int:
+        """The number of rows whose vectors are searched by a graph; 0 = there is none."""
+        return self._vectors.in_graph
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether `build` has something to do."""
+        return self._vectors.is_behind
+
+    def build(self, is_stopped: Callable[[], bool]) -> None:
+        """Bring the graph up to date; see VectorIndex. Any thread, while others use the view."""
+        self._vectors.build(is_stopped)
+
+    def recall(self, sample: int) -> float:
+        """Return the recall@10 of a search by vectors, measured with some own rows. Any thread."""
+        return self._vectors.recall(sample)
+
     def apply(self, changes: Sequence[Change]) -> None:
         """Follow `changes`; one that is not newer than what the view has of its group is skipped.
 
@@ -111,7 +163,6 @@ class View:
                 newest[change.group_id] = change
         self._remove(newest)
         self._insert(newest.values())
-        self._choose_index()
         self.advance(max((change.seq for change in changes), default=0))
         self.is_whole = True
 
@@ -150,6 +201,76 @@ class View:
             for _, label in ranked[: max(limit, 0)]
         ]
 
+    def flaws(self, changes: Iterable[Change]) -> Flaws:
+        """Compare the view with all there is: the newest change of every group."""
+        labels = {row_id: label for label, row_id in self._row_ids.items()}
+        seqs = {label: group.seq for group in self._groups.values() for label in group.labels}
+        living, missing, stale = set[str](), set[str](), set[str]()
+        for change in changes:
+            for row in change.rows:
+                living.add(row.row_id)
+                if row.row_id not in labels:
+                    missing.add(row.row_id)
+                elif seqs[labels[row.row_id]] != change.seq or not self._has(
+                    labels[row.row_id], row
+                ):
+                    stale.add(row.row_id)
+        return Flaws(sorted(missing), sorted(labels.keys() - living), sorted(stale))
+
+    def dump(self) -> Dump:
+        """Return all of the view, as `load` takes it."""
+        vector_facts, vectors = self._vectors.dump()
+        groups = self._groups.values()
+        own: Parts = {
+            "row_ids": packed(self._row_ids.values()),
+            "row_labels": np.array(list(self._row_ids), dtype=np.int64),
+            "without_vector": _labels(self._without_vector),
+            "groups": packed(self._groups),
+            "group_seqs": np.array([one.seq for one in groups], dtype=np.int64),
+            "group_firsts": np.array([one.labels.start for one in groups], dtype=np.int64),
+            "group_stops": np.array([one.labels.stop for one in groups], dtype=np.int64),
+        }
+        facts = {
+            "dimension": self.dimension,
+            "language": self.language,
+            "applied_seq": self.applied_seq,
+            "next_label": self._next_label,
+            "vectors": vector_facts,
+        }
+        words = {f"words.{name}": part for name, part in self._words.dump().items()}
+        return Dump(facts, {**own, **words, **vectors})
+
+    @classmethod
+    def load(cls, dump: Dump, exact_max_bytes: int) -> "View":
+        """Return the view that was dumped."""
+        facts, parts = dump.facts, dump.parts
+        view = cls(facts["dimension"], facts["language"], exact_max_bytes)
+        view.applied_seq, view._next_label = facts["applied_seq"], facts["next_label"]
+        words = {
+            name.removeprefix("words."): part
+            for name, part in parts.items()
+            if name.startswith("words.")
+        }
+        view._words = Bm25Index.load(words)
+        view._vectors = VectorIndex.load(facts["vectors"], parts, exact_max_bytes)
+        view._row_ids = dict(
+            zip(parts["row_labels"].tolist(), unpacked(parts["row_ids"]), strict=True)
+        )
+        view._without_vector = set(parts["without_vector"].tolist())
+        columns = (parts[f"group_{name}"].tolist() for name in ("seqs", "firsts", "stops"))
+        for group, seq, first, stop in zip(unpacked(parts["groups"]), *columns, strict=True):
+            view._groups[group] = _Group(seq, range(first, stop))
+        return view
+
+    def _has(self, label: int, row: IndexedRow) -> bool:
+        vector = _vector(row.vector, self.dimension)
+        if vector is None or label in self._without_vector:
+            return vector is None and label in self._without_vector
+        if not self._vectors.have(_labels([label]))[0]:
+            return False
+        held = self._vectors.vectors(_labels([label]))
+        return bool(np.allclose(held, unit(vector[np.newaxis], self.dimension), atol=1e-6))
+
     def _remove(self, group_ids: Iterable[str]) -> None:
         known = (self._groups[group] for group in group_ids if group in self._groups)
         labels = [label for group in known for label in group.labels]
@@ -157,6 +278,7 @@ class View:
             self._words.remove(label)
             del self._row_ids[label]
         self._vectors.remove(_labels(set(labels) - self._without_vector))
+        self._churn += len(labels)
         self._without_vector.difference_update(labels)
 
     def _insert(self, changes: Iterable[Change]) -> None:
@@ -172,7 +294,8 @@ class View:
                 else:
                     labels.append(label)
                     vectors.append(vector)
-            added = tuple(range(first, self._next_label))
+            added = range(first, self._next_label)
+            self._churn += len(added)
             self._groups[change.group_id] = _Group(change.seq, added)
         if labels:
             self._vectors.add(_labels(labels), np.stack(vectors))
@@ -183,18 +306,6 @@ class View:
         self._words.add(label, self._analyzer.terms(row.text))
         self._row_ids[label] = row.row_id
         return label
-
-    def _choose_index(self) -> None:
-        size = len(self._vectors) * self.dimension * np.dtype(np.float32).itemsize
-        exact = isinstance(self._vectors, ExactVectors)
-        if exact and size > self._exact_max_bytes:
-            self._move(HnswVectors(self.dimension))
-        elif not exact and size < self._exact_max_bytes / 2:
-            self._move(ExactVectors(self.dimension))
-
-    def _move(self, index: VectorIndex) -> None:
-        index.add(*self._vectors.export())
-        self._vectors = index
 
 
 def _vector(data: bytes, dimension: int) -> Matrix | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from hub_server.retrieval.vectors import Matrix
+from hub_server.retrieval.matrix import Matrix
 from hub_server.retrieval.view import Candidate, Change, View
 
 __all__ = ["Pull", "Space", "Views"]

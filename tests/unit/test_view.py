@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from hub_server.retrieval.vectors import ExactVectors, HnswVectors, Matrix
-from hub_server.retrieval.view import Candidate, Change, IndexedRow, View
+from hub_server.retrieval.matrix import Matrix
+from hub_server.retrieval.text import analyzer
+from hub_server.retrieval.view import Candidate, Change, Flaws, IndexedRow, View
 
 _DIMENSION = 8
 _EXACT, _HNSW = 1 << 20, 0  # exact_max_bytes: never, always hnswlib
@@ -27,6 +28,7 @@ def _row(row_id: str, text: str = "", seed: int | None = None) -> IndexedRow:
 def _view(exact_max_bytes: int, *changes: Change) -> View:
     view = View(_DIMENSION, "en", exact_max_bytes)
     view.apply(changes)
+    view.build(lambda: False)
     return view
 
 
@@ -171,23 +173,6 @@ def test_a_query_vector_is_checked(query: Matrix) -> None:
         _view(_EXACT).search("plum", query.astype(np.float32), 5)
 
 
-def test_the_index_follows_the_size_with_hysteresis() -> None:
-    """Above the limit hnswlib takes over; exact search returns only under half of the limit."""
-    view = View(_DIMENSION, "en", exact_max_bytes=100 * _DIMENSION * 4)
-
-    def resize(seq: int, rows: int) -> type:
-        group = Change("g", seq, tuple(_row(f"r{n}", "plum", seed=n) for n in range(rows)))
-        view.apply([group])
-        assert len(_ids(view.search("plum", _QUERY, 500))) == rows
-        return type(view._vectors)
-
-    assert resize(1, 100) is ExactVectors
-    assert resize(2, 101) is HnswVectors
-    assert resize(3, 60) is HnswVectors
-    assert resize(4, 49) is ExactVectors
-    assert resize(5, 90) is ExactVectors
-
-
 @_BOTH
 def test_removed_rows_give_their_memory_back(exact_max_bytes: int) -> None:
     """Emptied groups leave little behind."""
@@ -197,6 +182,7 @@ def test_removed_rows_give_their_memory_back(exact_max_bytes: int) -> None:
     )
     full = view.nbytes
     view.apply([Change(f"g{n}", n + 501, ()) for n in range(500)])
+    view.build(lambda: False)
     assert (len(view), view.nbytes < full / 2) == (0, True)
 
 
@@ -215,3 +201,46 @@ def test_hnsw_finds_what_exact_search_finds() -> None:
         return len(exact & hnsw)
 
     assert np.mean([overlap(query) for query in centres.astype(np.float32)]) >= 9.5
+
+
+@_BOTH
+@settings(max_examples=40, deadline=None)
+@given(changes=_changes(), more=_changes())
+def test_a_view_that_was_dumped_and_loaded_goes_on_the_same(
+    exact_max_bytes: int, changes: list[Change], more: list[Change]
+) -> None:
+    """Loaded, a view is what it was when it was dumped, and follows changes as it would have."""
+    view = _view(exact_max_bytes, *changes)
+    found, dump = view.search("apple pear", _QUERY, 50), view.dump()
+    view.apply(more)
+    loaded = View.load(dump, exact_max_bytes)
+    assert loaded.search("apple pear", _QUERY, 50) == found
+    assert (loaded.applied_seq, loaded.churn) == (max(change.seq for change in changes), 0)
+    loaded.apply(more)
+    assert loaded.applied_seq == view.applied_seq
+    ours, theirs = (one.search("apple pear", _QUERY, 50) for one in (loaded, view))
+    assert _ids(ours) == _ids(theirs)
+    assert [one.score for one in ours] == pytest.approx([one.score for one in theirs], abs=1e-5)
+
+
+@_BOTH
+def test_what_differs_from_the_rows_is_told(exact_max_bytes: int) -> None:
+    """Rows the view lacks, has too many of, has of an older seq or with another vector."""
+    groups = {name: Change(name, seq, (_row(name, "fig"),)) for seq, name in enumerate("abcde", 1)}
+    bare = Change("bare", 9, (IndexedRow("bare", "fig", b""),))
+    view = _view(exact_max_bytes, *groups.values(), bare)
+    assert view.flaws([*groups.values(), bare]) == Flaws([], [], [])
+    groups["new"] = Change("new", 10, (_row("new", "fig"),))
+    groups["a"] = Change("a", 11, ())
+    del groups["b"]
+    groups["c"] = Change("c", 12, groups["c"].rows)
+    groups["d"] = Change("d", 4, (_row("d", "fig", seed=99),))
+    bare = Change("bare", 9, (_row("bare", "fig"),))
+    flaws = view.flaws([*groups.values(), bare])
+    assert flaws == Flaws(missing=["new"], ghost=["a", "b"], stale=["bare", "c", "d"])
+
+
+def test_views_of_one_language_share_what_splits_texts() -> None:
+    """The stemmer's memory of words, some megabytes, is held once, not for each view."""
+    assert View(3, "en", 0)._analyzer is View(3, "en", 0)._analyzer is analyzer("en")
+    assert analyzer("de") is not analyzer("en")
