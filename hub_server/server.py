@@ -133,7 +133,9 @@ async def _compose(
     views = Views(
         exact_max_bytes=int(settings.exact_max_mb * _MEBIBYTE),
         memory_bytes=settings.view_memory_mb * _MEBIBYTE,
+        folder=settings.data_dir / "views",
     )
+    stack.push_async_callback(views.close)
     # A thread that waits for another server computes nothing.
     threads = _EMBEDDING_THREADS if remote(settings.embedding) is None else _REMOTE_THREADS
     search = Search(embedder, views, threads)

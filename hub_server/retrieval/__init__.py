@@ -4,10 +4,14 @@ Nothing here knows gRPC, SQL or settings; a view can be thrown away and rebuilt 
 
 text.py        text -> terms (folding, word splitting, stemming, bigrams for Chinese and kin)
 bm25.py        terms -> word scores (inverted index)
-vectors.py     vectors -> cosines (exact matrix, or hnswlib when that grows large)
+matrix.py      vectors -> cosines, exact
+graph.py       vectors -> cosines, by hnswlib, where they are many
+vectors.py     both: a graph that is built in the background, and the rows it lacks
 ranking.py     the shape all candidate lists share, and the one way to cut them
 fusion.py      the two lists -> one
 neighbours.py  scores that flow to what is beside a row
 view.py        one search space: applies changes to both indexes, answers searches
+packing.py     strings -> bytes, for snapshots
+snapshots.py   views on disk: written, read, checked, forgotten
 views.py       the views of a process: catching up, locking, threads, eviction
 """

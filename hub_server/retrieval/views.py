@@ -1,16 +1,29 @@
-"""The views of one process: brought up to date before each search, evicted by bytes."""
+"""The views of one process: brought up to date before each search, evicted by bytes.
+
+Beside the searches, two threads work for all of them: one builds graphs, one view at a time, one
+writes snapshots. No search waits for either.
+"""
 
 import asyncio
+import os
+import sys
+import threading
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from pathlib import Path
+from typing import Final, TypeVar
+
+import structlog
 
 from hub_server.retrieval.matrix import Matrix
-from hub_server.retrieval.view import Candidate, Change, View
+from hub_server.retrieval.snapshots import Snapshots, Space
+from hub_server.retrieval.view import Candidate, Change, Flaws, View
 
-__all__ = ["Pull", "Space", "Views"]
+__all__ = ["Check", "Pull", "Space", "Stats", "Views"]
 
 Pull = Callable[[int], Awaitable[Sequence[Change]]]
 """Returns the next page of changes with seq > the argument, in seq order; empty = none left."""
@@ -23,40 +36,92 @@ _Result = TypeVar("_Result")
 _INLINE_ROWS = 500
 _INLINE_CHARS = 2_000
 
+# A snapshot is loaded with the rows after it, so one that lacks few is as good as new.
+_MOST_UNSAVED: Final = 0.05  # share of the rows of a view
+_LARGE: Final = 4 << 20  # bytes from which a view is worth a snapshot
+_MOST_LEAVING: Final = 4  # views kept over the budget until they are saved
+_CLOSE_SECONDS: Final = 10.0  # for the snapshots at shutdown
+_NICENESS: Final = 10
+_RECALL_SAMPLE: Final = 100
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.views")
+
 
 @dataclass(frozen=True, slots=True)
-class Space:
-    """What a view is of: one user's rows of one kind, embedded by one model."""
+class Stats:
+    """What there is to know of a view in memory. Times are those of time.time()."""
 
-    tenant_id: str
-    user_id: str
-    kind: str
-    embedding_model: str
+    rows: int
+    in_graph: int
+    """Rows whose vectors a graph searches; the others are searched exactly. 0 = no graph."""
+    dead: int
+    """Vectors that were removed and still take memory."""
+    nbytes: int
+    applied_seq: int
+    is_at_work: bool
+    """Whether a graph is being built or a snapshot written."""
+    built_at: float | None
+    """When a graph was last brought up to date; None = not by this process."""
+    saved_at: float | None
+    """When a snapshot was last written; None = not by this process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a comparison of a view with the rows came to."""
+
+    rows: int
+    """Rows that are to be found."""
+    flaws: Flaws
+    recall: float
+    """Of ten nearest, the share that a search by vectors finds; 1.0 where it is exact."""
 
 
 @dataclass(slots=True)
 class _Entry:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     view: View | None = None
-    users: int = 0  # searches that hold or await the lock: not to be evicted
+    users: int = 0  # those that hold or await the lock: not to be evicted
     nbytes: int = 0
+    epoch: str = ""  # see snapshots
+    churn_saved: int | None = None  # of the view, when a snapshot was last tried; None = never
+    task: asyncio.Task[None] | None = None  # builds its graph or writes its snapshot
+    built_at: float | None = None
+    saved_at: float | None = None
 
 
 class Views:
     """Holds the views of a process, on one event loop."""
 
-    def __init__(self, exact_max_bytes: int, memory_bytes: int) -> None:
+    def __init__(
+        self,
+        exact_max_bytes: int,
+        memory_bytes: int,
+        folder: Path | None = None,
+        *,
+        large_bytes: int = _LARGE,
+    ) -> None:
         """Start empty.
 
         Args:
             exact_max_bytes: Live vectors of one view up to which it searches exactly.
             memory_bytes: All views together; above, those unused for longest are dropped. A
                 view in use stays, so one that is larger than this by itself still works.
+            folder: Where snapshots are kept; None = nowhere.
+            large_bytes: The size from which a view is worth one.
 
         """
         self._exact_max_bytes = exact_max_bytes
         self._memory_bytes = memory_bytes
+        self._large_bytes = large_bytes
         self._entries: OrderedDict[Space, _Entry] = OrderedDict()  # least recently used first
+        self._snapshots = None if folder is None else Snapshots(folder)
+        if self._snapshots is not None:
+            self._snapshots.prepare()
+        self._builder = ThreadPoolExecutor(1, thread_name_prefix="build", initializer=_yield)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._closing = threading.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         """Return the number of views held."""
@@ -89,12 +154,10 @@ class Views:
             RuntimeError: `pull` returned changes, but none newer than asked for.
 
         """
-        entry = self._entries.setdefault(space, _Entry())
-        self._entries.move_to_end(space)
-        entry.users += 1
+        entry = self._entered(space)
         try:
             async with entry.lock:
-                view = self._view(entry, dimension, language)
+                view = await self._view(space, entry, dimension, language, last_seq)
                 try:
                     await _catch_up(view, last_seq, pull)
                     small = len(view) <= _INLINE_ROWS and len(query_text) <= _INLINE_CHARS
@@ -103,29 +166,240 @@ class Views:
                 finally:
                     entry.nbytes = view.nbytes
         finally:
-            entry.users -= 1
-            self._evict(keep=space)
+            self._left(space, entry)
+
+    async def check(
+        self, space: Space, *, dimension: int, language: str, last_seq: int, pull: Pull
+    ) -> Check:
+        """Compare the view of `space`, brought up to date, with all rows, and measure its recall.
+
+        Searches of the space wait while the newest rows are read, not while all are.
+        """
+        rows: dict[str, Change] = {}
+        seq = await _read(rows, 0, pull, _without_texts)  # all texts were too much to hold
+        entry = self._entered(space)
+        try:
+            async with entry.lock:
+                view = await self._view(space, entry, dimension, language, last_seq)
+                # No row may be newer here or there, so both follow to one end.
+                await _catch_up(view, max(last_seq, seq), pull)
+                newer: dict[str, Change] = {}
+                end = max(await _read(newer, seq, pull), view.applied_seq)
+                await _run(partial(view.apply, list(newer.values())), inline=False)
+                view.advance(end)
+                rows |= newer
+                flaws = await _run(partial(view.flaws, rows.values()), inline=False)
+                entry.nbytes = view.nbytes
+            recall = await _run(partial(view.recall, _RECALL_SAMPLE), inline=False)
+            return Check(sum(len(change.rows) for change in rows.values()), flaws, recall)
+        finally:
+            self._left(space, entry)
+
+    def stats(self, space: Space) -> Stats | None:
+        """Return what there is to know of the view of `space`; None = it is not in memory."""
+        entry = self._entries.get(space)
+        if entry is None or entry.view is None:
+            return None
+        view = entry.view
+        return Stats(
+            rows=len(view),
+            in_graph=view.in_graph,
+            dead=view.dead,
+            nbytes=view.nbytes,
+            applied_seq=view.applied_seq,
+            is_at_work=entry.task is not None,
+            built_at=entry.built_at,
+            saved_at=entry.saved_at,
+        )
 
     def drop(self, space: Space) -> None:
         """Forget the view of `space`. A search that is using it ends on the forgotten one."""
         self._entries.pop(space, None)
 
-    def _view(self, entry: _Entry, dimension: int, language: str) -> View:
+    async def forget(self, space: Space) -> None:
+        """Remove the views and snapshots of `space`, of whatever model.
+
+        To be called after something of the space was erased: no file then holds any of it, nor
+        will one that another process writes. The next search makes the view from the rows.
+        """
+        self._drop_models(space)
+        if self._snapshots is not None:
+            await asyncio.to_thread(self._snapshots.forget, space)
+            self._drop_models(space)  # those that were loaded meanwhile
+
+    async def settled(self) -> None:
+        """Wait until no graph is being built and no snapshot written."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def close(self) -> None:
+        """Give up builds, write the snapshots that are worth it, end the threads."""
+        self._closing.set()
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self.settled()
+                for space, entry in reversed(list(self._entries.items())):
+                    if self._is_to_save(entry):
+                        self._start(space, entry, self._save)
+                await self.settled()
+        except TimeoutError:
+            log.warning("some views were not saved")
+        self._builder.shutdown(wait=False, cancel_futures=True)
+        self._writer.shutdown(wait=False, cancel_futures=True)
+
+    def _drop_models(self, space: Space) -> None:
+        owner = (space.tenant_id, space.user_id, space.kind)
+        for one in list(self._entries):
+            if (one.tenant_id, one.user_id, one.kind) == owner:
+                self.drop(one)
+
+    def _entered(self, space: Space) -> _Entry:
+        entry = self._entries.setdefault(space, _Entry())
+        self._entries.move_to_end(space)
+        entry.users += 1
+        return entry
+
+    def _left(self, space: Space, entry: _Entry) -> None:
+        entry.users -= 1
+        if self._is_to_build(entry):
+            self._start(space, entry, self._build)
+        self._evict()
+
+    async def _view(
+        self, space: Space, entry: _Entry, dimension: int, language: str, last_seq: int
+    ) -> View:
         view = entry.view
         fits = view is not None and (view.dimension, view.language) == (dimension, language)
-        if view is None or not fits or not view.is_whole:
-            view = entry.view = View(dimension, language, self._exact_max_bytes)
+        if view is not None and fits and view.is_whole:
+            return view
+        entry.churn_saved, entry.view = None, None
+        if self._snapshots is not None:
+            load = partial(self._loaded, self._snapshots, space)
+            entry.epoch, view = await _run(load, inline=False)
+            # One that is ahead may be of another life of the database, and is not trusted.
+            fits = view is not None and (view.dimension, view.language) == (dimension, language)
+            if view is not None and fits and view.applied_seq <= last_seq:
+                entry.view, entry.churn_saved = view, 0
+                return view
+        view = entry.view = View(dimension, language, self._exact_max_bytes)
         return view
 
-    def _evict(self, keep: Space) -> None:
+    def _loaded(self, snapshots: Snapshots, space: Space) -> tuple[str, View | None]:
+        epoch = snapshots.epoch(space)
+        if (dump := snapshots.load(space)) is None:
+            return epoch, None
+        try:
+            return epoch, View.load(dump, self._exact_max_bytes)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the rows are there
+            snapshots.refuse(space, type(error).__name__)
+            return epoch, None
+
+    def _is_to_build(self, entry: _Entry) -> bool:
+        view = entry.view
+        return (
+            view is not None
+            and view.is_whole
+            and entry.task is None
+            and not self._closing.is_set()
+            and view.is_behind
+        )
+
+    def _is_to_save(self, entry: _Entry) -> bool:
+        view = entry.view
+        if view is None or self._snapshots is None or entry.nbytes < self._large_bytes:
+            return False
+        unsaved = view.churn - (entry.churn_saved or 0)
+        return entry.churn_saved is None or unsaved > _MOST_UNSAVED * len(view)
+
+    def _has_time(self) -> bool:
+        return len(self._tasks) < _MOST_LEAVING and not self._closing.is_set()
+
+    def _start(
+        self, space: Space, entry: _Entry, work: Callable[[Space, _Entry], Awaitable[None]]
+    ) -> None:
+        async def run() -> None:
+            try:
+                await work(space, entry)
+            except Exception as error:  # noqa: BLE001 - a graph and a snapshot are only for speed
+                cause = type(error).__name__
+                log.warning("view not tended", kind=space.kind, user_id=space.user_id, cause=cause)
+            finally:
+                entry.task = None
+                self._evict()
+
+        entry.task = asyncio.create_task(run())
+        self._tasks.add(entry.task)
+        entry.task.add_done_callback(self._tasks.discard)
+
+    async def _build(self, space: Space, entry: _Entry) -> None:
+        """Bring the graph up to date; save a view before, if it never was, and after."""
+        view = entry.view
+        if view is None:
+            return
+
+        def is_stopped() -> bool:
+            return self._closing.is_set() or not self._holds(space, entry, view)
+
+        if entry.churn_saved is None and self._is_to_save(entry):
+            await self._save(space, entry)
+        await _run(partial(view.build, is_stopped), inline=False, executor=self._builder)
+        if not is_stopped():
+            entry.built_at, entry.nbytes = time.time(), view.nbytes
+            if self._is_to_save(entry):
+                await self._save(space, entry)
+
+    async def _save(self, space: Space, entry: _Entry) -> None:
+        async with entry.lock:
+            view = entry.view
+            if view is None or not view.is_whole or self._snapshots is None:
+                return
+            entry.churn_saved, epoch = view.churn, entry.epoch
+            dump = await _run(view.dump, inline=False)
+        save = partial(self._snapshots.save, space, epoch, dump)
+        if await _run(save, inline=False, executor=self._writer):
+            entry.saved_at = time.time()
+        elif self._holds(space, entry, view):
+            self.drop(space)  # another process forgot it: of what is erased nothing may be kept
+
+    def _holds(self, space: Space, entry: _Entry, view: View) -> bool:
+        return self._entries.get(space) is entry and entry.view is view
+
+    def _evict(self) -> None:
         total = self.nbytes
-        for space in list(self._entries):
+        for space in list(self._entries)[:-1]:  # the one used last stays, however large
             if total <= self._memory_bytes:
                 return
             entry = self._entries[space]
-            if space != keep and entry.users == 0:
-                total -= entry.nbytes
+            if entry.users > 0:
+                continue
+            total -= entry.nbytes
+            if entry.task is None and self._is_to_save(entry) and self._has_time():
+                self._start(space, entry, self._save)  # and then it goes
+            else:
                 del self._entries[space]
+
+
+def _without_texts(change: Change) -> Change:
+    return replace(change, rows=tuple(replace(row, text="") for row in change.rows))
+
+
+async def _read(
+    rows: dict[str, Change],
+    seq: int,
+    pull: Pull,
+    kept: Callable[[Change], Change] = lambda one: one,
+) -> int:
+    """Read what is `kept` of all changes after `seq` into `rows`, by group; return the last seq."""
+    while changes := await pull(seq):
+        rows |= {change.group_id: kept(change) for change in changes}
+        seq = _newer(seq, changes[-1].seq)
+    return seq
+
+
+def _newer(before: int, seq: int) -> int:
+    if seq <= before:
+        raise RuntimeError(f"pull({before}) returned no newer change")
+    return seq
 
 
 async def _catch_up(view: View, last_seq: int, pull: Pull) -> None:
@@ -141,11 +415,12 @@ async def _catch_up(view: View, last_seq: int, pull: Pull) -> None:
             and sum(len(row.text) for row in rows) <= _INLINE_CHARS
         )
         await _run(partial(view.apply, changes), inline=small)
-        if view.applied_seq <= before:
-            raise RuntimeError(f"pull({before}) returned no newer change")
+        _newer(before, view.applied_seq)
 
 
-async def _run(work: Callable[[], _Result], *, inline: bool) -> _Result:
+async def _run(
+    work: Callable[[], _Result], *, inline: bool, executor: Executor | None = None
+) -> _Result:
     """Run `work` here or in a thread; when cancelled, first wait for the thread to end.
 
     A thread cannot be stopped. If its caller left the lock while it still changed the view, the
@@ -154,7 +429,7 @@ async def _run(work: Callable[[], _Result], *, inline: bool) -> _Result:
     """
     if inline:
         return work()
-    future = asyncio.get_running_loop().run_in_executor(None, work)
+    future = asyncio.get_running_loop().run_in_executor(executor, work)
     cancelled = False
     while not future.done():
         try:
@@ -165,3 +440,9 @@ async def _run(work: Callable[[], _Result], *, inline: bool) -> _Result:
         future.exception()  # seen, or asyncio would report it as never retrieved
         raise asyncio.CancelledError
     return future.result()
+
+
+def _yield() -> None:
+    """Let the other threads of this process go first; only Linux has niceness by thread."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -3,6 +3,8 @@
 import asyncio
 import threading
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import hypothesis.strategies as st
@@ -10,8 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from hub_server.retrieval.graph import Graph
+from hub_server.retrieval.matrix import Matrix
+from hub_server.retrieval.ranking import Labels
+from hub_server.retrieval.snapshots import Snapshots
 from hub_server.retrieval.view import Candidate, Change, IndexedRow, View
-from hub_server.retrieval.views import Pull, Space, Views
+from hub_server.retrieval.views import Pull, Space, Stats, Views
 
 _DIMENSION = 8
 _QUERY = np.ones(_DIMENSION, dtype=np.float32)
@@ -335,3 +341,334 @@ async def test_a_dropped_view_is_built_anew() -> None:
     assert (len(views), views.nbytes) == (0, 0)
     log.changes = []
     assert await _search(views, log) == []
+
+
+def _kept(folder: Path, *, memory_bytes: int = _PLENTY, exact_max_bytes: int = 0) -> Views:
+    """Return views of which every one is worth a graph and a snapshot."""
+    return Views(exact_max_bytes, memory_bytes, folder, large_bytes=0)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.view"))
+
+
+def _stats(views: Views, space: Space = _SPACE) -> Stats:
+    stats = views.stats(space)
+    assert stats is not None
+    return stats
+
+
+async def test_searches_go_on_while_a_graph_is_built(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the builder held up, searches of this and other spaces see all there is at once."""
+    views, log, go = _kept(tmp_path), _Log(*_many(1, 700), page=700), threading.Event()
+    add = Graph.add
+
+    def held(graph: Graph, labels: Labels, matrix: Matrix) -> None:
+        assert go.wait(timeout=30)
+        add(graph, labels, matrix)
+
+    monkeypatch.setattr(Graph, "add", held)
+    assert len(await _search(views, log)) == 700
+    expected: set[str] = set()
+    for seq in range(701, 711, 2):
+        log.changes = [one for one in log.changes if one.group_id != f"r{seq - 700}"]
+        log.changes += [_change(seq, f"r{seq - 700}", None), _change(seq + 1, f"n{seq}", "fig")]
+        expected = {change.group_id for change in log.changes if change.rows}
+        assert _ids(await _search(views, log)) == expected
+        assert len(await _search(views, _Log(*_many(1, 9), page=9), space=_spaces(1)[0])) == 9
+    assert (_stats(views).in_graph, _stats(views).is_at_work) == (0, True)
+    go.set()
+    await views.settled()
+    await _search(views, log)
+    await views.settled()
+    stats = _stats(views)
+    assert (stats.in_graph, stats.rows, stats.is_at_work) == (700, 700, False)
+    assert stats.built_at is not None
+    assert _ids(await _search(views, log)) == expected
+    await views.close()
+
+
+async def test_closing_gives_up_a_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The end of the process waits for no graph, and the rows are saved without it."""
+    views, log, began = _kept(tmp_path), _Log(*_many(1, 2_000), page=2_000), threading.Event()
+    add, steps = Graph.add, list[int]()
+
+    def slow(graph: Graph, labels: Labels, matrix: Matrix) -> None:
+        began.set()
+        assert views._closing.wait(timeout=30)
+        steps.append(len(labels))
+        add(graph, labels, matrix)
+
+    monkeypatch.setattr(Graph, "add", slow)
+    await _search(views, log)
+    await asyncio.to_thread(began.wait, 30)
+    await views.close()
+    assert len(steps) == 1
+    again = _kept(tmp_path)
+    log.pulls.clear()
+    assert len(await _search(again, log)) == 1_000
+    assert log.pulls == []
+
+
+@pytest.mark.parametrize("exact_max_bytes", [0, _PLENTY], ids=["graph", "exact"])
+async def test_a_view_goes_on_from_its_snapshot(tmp_path: Path, exact_max_bytes: int) -> None:
+    """After a restart only what is newer than the snapshot is pulled; the answers are the same."""
+    log = _Log(*_many(1, 300), page=300)
+    views = _kept(tmp_path, exact_max_bytes=exact_max_bytes)
+    await _search(views, log)
+    await views.close()
+    log.changes[0] = _change(301, "r1", None)
+    log.changes.append(_change(302, "new", "plum"))
+    log.pulls.clear()
+    again = _kept(tmp_path, exact_max_bytes=exact_max_bytes)
+    found = await _search(again, log, "plum")
+    assert log.pulls == [300]
+    fresh = await _search(Views(exact_max_bytes, _PLENTY), log, "plum")
+    assert [one.row_id for one in found] == [one.row_id for one in fresh]
+    assert [one.score for one in found] == pytest.approx([one.score for one in fresh], abs=1e-5)
+    await again.close()
+
+
+async def test_an_evicted_view_is_saved_and_comes_back(tmp_path: Path) -> None:
+    """What the budget drops is on disk first; unchanged, it is not written again."""
+    views, log = _kept(tmp_path, memory_bytes=1, exact_max_bytes=_PLENTY), _Log(*_many(1, 50))
+    log.page = 50
+    one, two = _spaces(2)
+    for _ in range(3):
+        for space in (one, two):
+            assert len(await _search(views, log, space=space)) == 50
+            await views.settled()
+    assert (len(views), log.pulls) == (1, [0, 0])
+    written = {file: file.stat().st_mtime_ns for file in _files(tmp_path)}
+    await _search(views, log, space=one)
+    await views.close()
+    assert {file: file.stat().st_mtime_ns for file in _files(tmp_path)} == written
+    assert len(written) == 2
+
+
+async def test_small_views_are_not_saved(tmp_path: Path) -> None:
+    """A view that is built as fast as it is read from disk has no file."""
+    views = Views(_PLENTY, _PLENTY, tmp_path)
+    await _search(views, _Log(*_many(1, 50), page=50))
+    await views.close()
+    assert _files(tmp_path) == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"cortex hub view\n", b"\0" * 5_000])
+async def test_a_bad_snapshot_means_a_rebuild(tmp_path: Path, damage: bytes) -> None:
+    """Whatever is in its place, the view is made from the rows, and saved again."""
+    views, log = _kept(tmp_path), _Log(*_many(1, 50), page=50)
+    await _search(views, log)
+    await views.close()
+    (file,) = _files(tmp_path)
+    file.write_bytes(damage)
+    log.pulls.clear()
+    again = _kept(tmp_path)
+    assert len(await _search(again, log)) == 50
+    assert log.pulls == [0]
+    await again.close()
+    assert file.stat().st_size > len(damage)
+
+
+async def test_a_snapshot_that_cannot_be_taken_up_means_a_rebuild(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong in making a view of a whole snapshot, it is refused, and no error."""
+    views, log = _kept(tmp_path), _Log(*_many(1, 50), page=50)
+    await _search(views, log)
+    await views.close()
+
+    def broken(*_: object) -> View:
+        raise IndexError
+
+    monkeypatch.setattr(View, "load", broken)
+    assert len(await _search(_kept(tmp_path), log)) == 50
+    assert _files(tmp_path) == []
+
+
+async def test_a_snapshot_ahead_of_the_rows_is_not_trusted(tmp_path: Path) -> None:
+    """After the database went back in time, the view is made from the rows there are."""
+    views, log = _kept(tmp_path), _Log(*_many(1, 50), page=50)
+    await _search(views, log)
+    await views.close()
+    log.changes = log.changes[:20]
+    again = _kept(tmp_path)
+    assert len(await _search(again, log)) == 20
+    await again.close()
+
+
+async def test_forgetting_removes_view_and_files(tmp_path: Path) -> None:
+    """Nothing of the space is left in memory or on disk, of whatever model; it is made anew."""
+    views, log = _kept(tmp_path), _Log(*_many(1, 50), page=50)
+    old = Space("tenant", "user", "memory", "old")
+    for space in (_SPACE, old):
+        await _search(views, log, space=space)
+    await views.settled()
+    assert len(_files(tmp_path)) == 2
+    await views.forget(_SPACE)
+    assert (len(views), _files(tmp_path)) == (0, [])
+    log.changes = log.changes[1:]
+    assert len(await _search(views, log)) == 49
+    await views.close()
+    assert len(_files(tmp_path)) == 1
+
+
+async def test_a_view_that_another_process_forgot_is_not_saved(tmp_path: Path) -> None:
+    """It is dropped in place of being saved, and what is made of the rows then is saved."""
+    views, log = _kept(tmp_path, exact_max_bytes=_PLENTY), _Log(*_many(1, 50), page=50)
+    await _search(views, log)
+    Snapshots(tmp_path).forget(_SPACE)
+    await views.close()
+    assert (len(views), _files(tmp_path)) == (0, [])
+
+
+async def test_a_full_disk_disturbs_no_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot that cannot be written is told in the log; views and eviction go on."""
+
+    def full(*_: object) -> bool:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Snapshots, "save", full)
+    views, log = _kept(tmp_path, memory_bytes=1), _Log(*_many(1, 50), page=50)
+    for space in _spaces(3) * 2:
+        assert len(await _search(views, log, space=space)) == 50
+        await views.settled()
+    assert len(views) == 1
+    await views.close()
+
+
+async def test_a_check_tells_what_a_view_lacks_or_has_too_much() -> None:
+    """A view that follows the rows has no flaws; one that was tampered with has them named."""
+    views, log = Views(0, _PLENTY), _Log(*_many(1, 40), page=7)
+
+    async def check() -> tuple[int, list[str], list[str], list[str], float]:
+        told = await views.check(
+            _SPACE, dimension=_DIMENSION, language="en", last_seq=log.last_seq, pull=log.pull
+        )
+        flaws = told.flaws
+        return told.rows, [*flaws.missing], [*flaws.ghost], [*flaws.stale], told.recall
+
+    assert await check() == (40, [], [], [], 1.0)
+    await views.settled()
+    log.changes.append(_change(41, "new", "fig"))
+    assert await check() == (41, [], [], [], 1.0)
+    view = views._entries[_SPACE].view
+    assert view is not None
+    view._groups["r1"] = view._groups["r1"].__class__(9, view._groups["r1"].labels)
+    view._remove(["r2"])
+    log.changes = [change for change in log.changes if change.group_id != "r3"]
+    assert await check() == (40, ["r2"], ["r3"], ["r1"], 1.0)
+    await views.close()
+
+
+async def test_a_check_amid_writes_finds_no_flaws() -> None:
+    """Rows that change while a view is compared with them are neither missing nor stale."""
+    views, log = Views(_PLENTY, _PLENTY), _Log(*_many(1, 30), page=5)
+    seqs = iter(range(31, 10_000))
+
+    async def pull(after: int) -> Sequence[Change]:
+        changes = await log.pull(after)
+        if changes and (seq := next(seqs)) < 60:  # and another change comes right after the read
+            name = f"r{seq - 30}" if seq % 2 else f"n{seq}"
+            log.changes = [change for change in log.changes if change.group_id != name]
+            log.changes.append(_change(seq, name, "fig"))
+            if seq % 5 == 0:  # which a search may see before the check does
+                searches.append(asyncio.create_task(_search(views, log)))
+        return changes
+
+    searches: list[asyncio.Task[list[Candidate]]] = []
+    for _ in range(4):
+        told = await views.check(
+            _SPACE, dimension=_DIMENSION, language="en", last_seq=log.last_seq, pull=pull
+        )
+        assert (told.flaws.missing, told.flaws.ghost, told.flaws.stale) == ([], [], [])
+    await asyncio.gather(*searches)
+    assert _ids(await _search(views, log)) == {change.group_id for change in log.changes}
+
+
+class _Life:
+    """One space through the lives of a process that keeps snapshots, beside what is true."""
+
+    def __init__(self, data: st.DataObject, folder: Path) -> None:
+        self.data, self.folder = data, folder
+        self.log, self.truth = _Log(page=7), dict[str, IndexedRow]()
+        self.views = self.begin()
+
+    def begin(self) -> Views:
+        # Ten rows are exact, so views of both kinds come and go.
+        return _kept(self.folder, memory_bytes=40_000, exact_max_bytes=10 * _DIMENSION * 4)
+
+    async def write(self) -> None:
+        """Add, change or delete some groups."""
+        for _ in range(self.data.draw(st.integers(1, 12))):
+            group = f"g{self.data.draw(st.integers(0, 40))}"
+            text = self.data.draw(st.sampled_from(["fig", "plum", "fig plum", None]))
+            change = _change(self.log.last_seq + 1, group, text)
+            # A deletion leaves its seq behind, as in Postgres.
+            self.log.changes = [one for one in self.log.changes if one.group_id != group]
+            self.log.changes.append(change)
+            self.truth.pop(group, None)
+            self.truth |= {row.row_id: row for row in change.rows}
+
+    async def search(self) -> None:
+        """Compare a search with the truth: every row, its cosine and whether it has the word."""
+        found = await _search(self.views, self.log, "plum")
+        vectors = {one: np.frombuffer(row.vector, "<f4") for one, row in self.truth.items()}
+        assert {one.row_id: one.vector_score for one in found} == pytest.approx(
+            {
+                one: float(vector @ _QUERY / np.linalg.norm(vector) / np.linalg.norm(_QUERY))
+                for one, vector in vectors.items()
+            },
+            abs=1e-5,
+        )
+        assert {one.row_id for one in found if one.word_score > 0} == {
+            one for one, row in self.truth.items() if "plum" in row.text
+        }
+
+    async def build(self) -> None:
+        await self.views.settled()
+
+    async def evict(self) -> None:
+        """Search another space, which takes all the memory there is."""
+        await _search(self.views, _Log(*_many(1, 80), page=80), space=_spaces(1)[0])
+
+    async def restart(self) -> None:
+        await self.views.close()
+        self.views = self.begin()
+
+    async def crash(self) -> None:
+        """Leave everything as it is, builds and writes under way included."""
+        self.left = self.views
+        self.views = self.begin()
+
+    async def damage(self) -> None:
+        for file in self.folder.glob("*.view"):
+            content = bytearray(file.read_bytes())
+            content[self.data.draw(st.integers(0, len(content) - 1))] ^= 1
+            file.write_bytes(content)
+
+    async def forget(self) -> None:
+        await self.views.forget(_SPACE)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_whatever_happens_a_search_is_right(data: st.DataObject) -> None:
+    """Writes, searches, builds, evictions, restarts, crashes, damage, in any order."""
+
+    async def run(folder: str) -> None:
+        life = _Life(data, Path(folder))
+        steps = [life.write, life.search, life.build, life.evict]
+        steps += [life.restart, life.crash, life.damage, life.forget]
+        weights = [*steps, life.write, life.search, life.write, life.search]
+        for _ in range(data.draw(st.integers(3, 14))):
+            await data.draw(st.sampled_from(weights))()
+        await life.search()
+        await life.views.close()
+
+    with TemporaryDirectory() as folder:
+        asyncio.run(run(folder))
