@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint format protos check-protos lock clean bench-echo bench-tenancy bench-cranfield \
+.PHONY: help run demo test lint format protos check-protos lock clean bench-echo bench-tenancy bench-cranfield bench-search \
   bench-login bench-append campaign-isolation campaign-chat
 
 help: ## List the targets.
@@ -61,6 +61,9 @@ bench-tenancy: $(READY) ## Measure what row security and the tenant cost a state
 
 bench-cranfield: $(READY) ## Measure search on Cranfield: nDCG@10, rates, latencies.
 	@$(BIN)/python -m scripts.bench.cranfield
+
+bench-search: $(READY) ## Measure views beside raw numpy and hnswlib, and their snapshots; minutes.
+	@$(BIN)/python -m scripts.bench.search
 
 bench-login: $(READY) ## Measure what time tells of a login, and what a flood of logins costs others.
 	@$(BIN)/python -m scripts.bench.login

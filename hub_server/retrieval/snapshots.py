@@ -55,12 +55,11 @@ class Snapshots:
     """The snapshots in a folder. Any thread of any process may call anything at any time."""
 
     def __init__(self, folder: Path) -> None:
-        """Keep them in `folder`, which is made for this user alone if it is not there."""
+        """Keep them in `folder`, which is made when it is needed, for this user alone."""
         self._folder = folder
 
-    def prepare(self) -> None:
-        """Make the folder, and remove what processes left that were killed while they wrote."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def clear(self) -> None:
+        """Remove what processes left that were killed while they wrote."""
         for file in self._folder.glob(f"*{_TEMPORARY}"):
             try:
                 with file.open("rb") as left:
@@ -101,6 +100,7 @@ class Snapshots:
         """
         if self.epoch(space) != epoch:
             return False
+        self._make_folder()
         file = self._file(space)
         temporary, opened = _temporary(file)
         try:
@@ -121,6 +121,7 @@ class Snapshots:
 
     def forget(self, space: Space) -> None:
         """Remove all files of a tenant's user's kind, of whatever model, and begin an epoch."""
+        self._make_folder()
         epoch_file = self._epoch_file(space)
         with self._held(space) as held:
             held.truncate()
@@ -139,6 +140,9 @@ class Snapshots:
         with os.fdopen(file, "r+b") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             yield held
+
+    def _make_folder(self) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _sync_folder(self) -> None:
         folder = os.open(self._folder, os.O_RDONLY)

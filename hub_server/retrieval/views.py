@@ -117,7 +117,7 @@ class Views:
         self._entries: OrderedDict[Space, _Entry] = OrderedDict()  # least recently used first
         self._snapshots = None if folder is None else Snapshots(folder)
         if self._snapshots is not None:
-            self._snapshots.prepare()
+            self._snapshots.clear()
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="build", initializer=_yield)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._closing = threading.Event()

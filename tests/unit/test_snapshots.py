@@ -39,7 +39,7 @@ def _dump(rows: int = 20, first: int = 0) -> Dump:
 
 def _snapshots(folder: Path) -> Snapshots:
     made = Snapshots(folder)
-    made.prepare()
+    made.clear()
     return made
 
 
