@@ -165,6 +165,21 @@ def test_forgetting_amid_a_save_wins(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [file.suffix for file in tmp_path.iterdir()] == [".epoch"]
 
 
+def test_forgetting_just_before_a_save_begins_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the first look at the epoch and the first byte, too: no removal sees that file."""
+    snapshots, temporary = _snapshots(tmp_path), module._temporary
+
+    def late(file: Path) -> object:
+        _snapshots(tmp_path).forget(_SPACE)
+        return temporary(file)
+
+    monkeypatch.setattr(module, "_temporary", late)
+    assert not snapshots.save(_SPACE, "", _dump())
+    assert [file.suffix for file in tmp_path.iterdir()] == [".epoch"]
+
+
 def test_a_failed_save_keeps_the_snapshot_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
