@@ -646,9 +646,11 @@ class _Life:
         self.views = self.begin()
 
     async def damage(self) -> None:
-        for file in self.folder.glob("*.view"):
+        # Drawn in any case: how many files there are by now, and how long, is up to threads.
+        share = self.data.draw(st.integers(0, 999)) / 1_000
+        for file in _files(self.folder):
             content = bytearray(file.read_bytes())
-            content[self.data.draw(st.integers(0, len(content) - 1))] ^= 1
+            content[int(share * len(content))] ^= 1
             file.write_bytes(content)
 
     async def forget(self) -> None:
