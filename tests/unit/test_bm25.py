@@ -121,3 +121,23 @@ def test_labels_are_checked() -> None:
 def test_asking_for_none_gives_none(k: int) -> None:
     """A k of zero or less is an empty answer, not an error."""
     assert _scores(_build({1: ["a"]}), ["a"], k) == {}
+
+
+def test_a_loaded_index_counts_its_live_rows_only() -> None:
+    """Dumped with dead rows in it, an index scores and goes on as the one it was dumped from."""
+    index = Bm25Index()
+    for label in range(20):
+        index.add(label, ["plum"] * (label % 3) + ["fig"] * (label % 5) + ["pear"] * 9)
+    index.remove(8)
+    index.remove(19)
+    loaded = Bm25Index.load(index.dump())
+    for _ in range(5):
+        for ours, theirs in zip(
+            loaded.top(["plum", "fig"], 20), index.top(["plum", "fig"], 20), strict=True
+        ):
+            assert ours.tolist() == theirs.tolist()
+        assert (len(loaded), loaded.nbytes) == (len(index), index.nbytes)
+        gone = int(index.top(["fig"], 1)[0][0])
+        for one in (index, loaded):
+            one.remove(gone)
+            one.add(100 + gone, ["plum", "quince"])
