@@ -131,6 +131,7 @@ from hub_client.v1.identity_pb2 import (
     WhoAmIResponse,
 )
 from hub_client.v1.knowledge_pb2 import (
+    Chunk,
     DeleteDocumentRequest,
     DeleteDocumentResponse,
     Document,
@@ -138,10 +139,23 @@ from hub_client.v1.knowledge_pb2 import (
     GetDocumentResponse,
     IngestDocumentRequest,
     IngestDocumentResponse,
+    ListChunksRequest,
+    ListChunksResponse,
     ListDocumentsRequest,
     ListDocumentsResponse,
+    ListRetrievalsRequest,
+    ListRetrievalsResponse,
+    Retrieval,
+    RetryDocumentRequest,
+    RetryDocumentResponse,
     SearchRequest,
     SearchResponse,
+    UndeleteDocumentRequest,
+    UndeleteDocumentResponse,
+    UpdateDocumentRequest,
+    UpdateDocumentResponse,
+    WatchDocumentRequest,
+    WatchDocumentResponse,
 )
 from hub_client.v1.memory_pb2 import (
     GetMemoryRequest,
@@ -1585,7 +1599,8 @@ class KnowledgeClient:
     ) -> IngestDocumentResponse:
         """Stores a document and begins to split and embed it in the background. The
         document is `processing` first, then `ready` or `failed`; a restart of the
-        hub resumes the work.
+        hub resumes the work. A text that the user has already, in a document that is
+        neither deleted nor failed, returns that document.
 
         Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
         """
@@ -1622,13 +1637,88 @@ class KnowledgeClient:
     def delete_document(
         self, request: DeleteDocumentRequest, *, timeout: float | None = None
     ) -> DeleteDocumentResponse:
-        """Deletes a document with its chunks. No Search that begins after the answer
-        returns any of them. Deleting a document again is NOT_FOUND.
+        """Deletes a document with its chunks, so that UndeleteDocument can bring them
+        back. No Search that begins after the answer returns any of them. Deleting a
+        document again is NOT_FOUND.
 
         Errors include: NOT_FOUND.
         """
         return self._transport.call(
             "/hub.v1.KnowledgeService/DeleteDocument", request, DeleteDocumentResponse, timeout
+        )
+
+    def undelete_document(
+        self, request: UndeleteDocumentRequest, *, timeout: float | None = None
+    ) -> UndeleteDocumentResponse:
+        """Brings a deleted document back as it was; one that is not deleted stays as it
+        is.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.KnowledgeService/UndeleteDocument", request, UndeleteDocumentResponse, timeout
+        )
+
+    def update_document(
+        self, request: UpdateDocumentRequest, *, timeout: float | None = None
+    ) -> UpdateDocumentResponse:
+        """Changes a document. Another text, title or source is split and embedded anew in
+        the background; until that is done searches find what they found before, and
+        from then on the new.
+
+        Errors include: NOT_FOUND, ETAG_MISMATCH.
+        """
+        return self._transport.call(
+            "/hub.v1.KnowledgeService/UpdateDocument", request, UpdateDocumentResponse, timeout
+        )
+
+    def retry_document(
+        self, request: RetryDocumentRequest, *, timeout: float | None = None
+    ) -> RetryDocumentResponse:
+        """Tries a failed document again. One that has not failed stays as it is.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.KnowledgeService/RetryDocument", request, RetryDocumentResponse, timeout
+        )
+
+    def watch_document(
+        self, request: WatchDocumentRequest, *, timeout: float | None = None
+    ) -> Iterator[WatchDocumentResponse]:
+        """Streams a document: as it is now, and again with each step of its processing;
+        the stream ends once it is `ready` or `failed`.
+
+        Errors include: NOT_FOUND, READER_TOO_SLOW.
+        """
+        return self._transport.stream(
+            "/hub.v1.KnowledgeService/WatchDocument", request, WatchDocumentResponse, timeout
+        )
+
+    def list_chunks(
+        self, request: ListChunksRequest, *, timeout: float | None = None
+    ) -> Iterator[Chunk]:
+        """Lists the chunks of a document that searches may find, in their order.
+
+        Errors include: NOT_FOUND, PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.KnowledgeService/ListChunks", request, ListChunksResponse, "chunks", timeout
+        )
+
+    def list_retrievals(
+        self, request: ListRetrievalsRequest, *, timeout: float | None = None
+    ) -> Iterator[Retrieval]:
+        """Lists what searches returned for a session, latest first.
+
+        Errors include: NOT_FOUND (the session), PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.KnowledgeService/ListRetrievals",
+            request,
+            ListRetrievalsResponse,
+            "retrievals",
+            timeout,
         )
 
     def search(self, request: SearchRequest, *, timeout: float | None = None) -> SearchResponse:
@@ -1660,7 +1750,8 @@ class AsyncKnowledgeClient:
     ) -> IngestDocumentResponse:
         """Stores a document and begins to split and embed it in the background. The
         document is `processing` first, then `ready` or `failed`; a restart of the
-        hub resumes the work.
+        hub resumes the work. A text that the user has already, in a document that is
+        neither deleted nor failed, returns that document.
 
         Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
         """
@@ -1697,13 +1788,88 @@ class AsyncKnowledgeClient:
     async def delete_document(
         self, request: DeleteDocumentRequest, *, timeout: float | None = None
     ) -> DeleteDocumentResponse:
-        """Deletes a document with its chunks. No Search that begins after the answer
-        returns any of them. Deleting a document again is NOT_FOUND.
+        """Deletes a document with its chunks, so that UndeleteDocument can bring them
+        back. No Search that begins after the answer returns any of them. Deleting a
+        document again is NOT_FOUND.
 
         Errors include: NOT_FOUND.
         """
         return await self._transport.call(
             "/hub.v1.KnowledgeService/DeleteDocument", request, DeleteDocumentResponse, timeout
+        )
+
+    async def undelete_document(
+        self, request: UndeleteDocumentRequest, *, timeout: float | None = None
+    ) -> UndeleteDocumentResponse:
+        """Brings a deleted document back as it was; one that is not deleted stays as it
+        is.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.KnowledgeService/UndeleteDocument", request, UndeleteDocumentResponse, timeout
+        )
+
+    async def update_document(
+        self, request: UpdateDocumentRequest, *, timeout: float | None = None
+    ) -> UpdateDocumentResponse:
+        """Changes a document. Another text, title or source is split and embedded anew in
+        the background; until that is done searches find what they found before, and
+        from then on the new.
+
+        Errors include: NOT_FOUND, ETAG_MISMATCH.
+        """
+        return await self._transport.call(
+            "/hub.v1.KnowledgeService/UpdateDocument", request, UpdateDocumentResponse, timeout
+        )
+
+    async def retry_document(
+        self, request: RetryDocumentRequest, *, timeout: float | None = None
+    ) -> RetryDocumentResponse:
+        """Tries a failed document again. One that has not failed stays as it is.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.KnowledgeService/RetryDocument", request, RetryDocumentResponse, timeout
+        )
+
+    def watch_document(
+        self, request: WatchDocumentRequest, *, timeout: float | None = None
+    ) -> AsyncIterator[WatchDocumentResponse]:
+        """Streams a document: as it is now, and again with each step of its processing;
+        the stream ends once it is `ready` or `failed`.
+
+        Errors include: NOT_FOUND, READER_TOO_SLOW.
+        """
+        return self._transport.stream(
+            "/hub.v1.KnowledgeService/WatchDocument", request, WatchDocumentResponse, timeout
+        )
+
+    def list_chunks(
+        self, request: ListChunksRequest, *, timeout: float | None = None
+    ) -> AsyncIterator[Chunk]:
+        """Lists the chunks of a document that searches may find, in their order.
+
+        Errors include: NOT_FOUND, PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.KnowledgeService/ListChunks", request, ListChunksResponse, "chunks", timeout
+        )
+
+    def list_retrievals(
+        self, request: ListRetrievalsRequest, *, timeout: float | None = None
+    ) -> AsyncIterator[Retrieval]:
+        """Lists what searches returned for a session, latest first.
+
+        Errors include: NOT_FOUND (the session), PAGE_TOKEN_INVALID.
+        """
+        return self._transport.pages(
+            "/hub.v1.KnowledgeService/ListRetrievals",
+            request,
+            ListRetrievalsResponse,
+            "retrievals",
+            timeout,
         )
 
     async def search(

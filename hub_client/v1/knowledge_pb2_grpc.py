@@ -59,6 +59,36 @@ class KnowledgeServiceStub:
                 request_serializer=hub_dot_v1_dot_knowledge__pb2.DeleteDocumentRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_knowledge__pb2.DeleteDocumentResponse.FromString,
                 _registered_method=True)
+        self.UndeleteDocument = channel.unary_unary(
+                '/hub.v1.KnowledgeService/UndeleteDocument',
+                request_serializer=hub_dot_v1_dot_knowledge__pb2.UndeleteDocumentRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_knowledge__pb2.UndeleteDocumentResponse.FromString,
+                _registered_method=True)
+        self.UpdateDocument = channel.unary_unary(
+                '/hub.v1.KnowledgeService/UpdateDocument',
+                request_serializer=hub_dot_v1_dot_knowledge__pb2.UpdateDocumentRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_knowledge__pb2.UpdateDocumentResponse.FromString,
+                _registered_method=True)
+        self.RetryDocument = channel.unary_unary(
+                '/hub.v1.KnowledgeService/RetryDocument',
+                request_serializer=hub_dot_v1_dot_knowledge__pb2.RetryDocumentRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_knowledge__pb2.RetryDocumentResponse.FromString,
+                _registered_method=True)
+        self.WatchDocument = channel.unary_stream(
+                '/hub.v1.KnowledgeService/WatchDocument',
+                request_serializer=hub_dot_v1_dot_knowledge__pb2.WatchDocumentRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_knowledge__pb2.WatchDocumentResponse.FromString,
+                _registered_method=True)
+        self.ListChunks = channel.unary_unary(
+                '/hub.v1.KnowledgeService/ListChunks',
+                request_serializer=hub_dot_v1_dot_knowledge__pb2.ListChunksRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_knowledge__pb2.ListChunksResponse.FromString,
+                _registered_method=True)
+        self.ListRetrievals = channel.unary_unary(
+                '/hub.v1.KnowledgeService/ListRetrievals',
+                request_serializer=hub_dot_v1_dot_knowledge__pb2.ListRetrievalsRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_knowledge__pb2.ListRetrievalsResponse.FromString,
+                _registered_method=True)
         self.Search = channel.unary_unary(
                 '/hub.v1.KnowledgeService/Search',
                 request_serializer=hub_dot_v1_dot_knowledge__pb2.SearchRequest.SerializeToString,
@@ -77,7 +107,8 @@ class KnowledgeServiceServicer:
     def IngestDocument(self, request, context):
         """Stores a document and begins to split and embed it in the background. The
         document is `processing` first, then `ready` or `failed`; a restart of the
-        hub resumes the work.
+        hub resumes the work. A text that the user has already, in a document that is
+        neither deleted nor failed, returns that document.
 
         Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
         """
@@ -104,10 +135,69 @@ class KnowledgeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDocument(self, request, context):
-        """Deletes a document with its chunks. No Search that begins after the answer
-        returns any of them. Deleting a document again is NOT_FOUND.
+        """Deletes a document with its chunks, so that UndeleteDocument can bring them
+        back. No Search that begins after the answer returns any of them. Deleting a
+        document again is NOT_FOUND.
 
         Errors include: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteDocument(self, request, context):
+        """Brings a deleted document back as it was; one that is not deleted stays as it
+        is.
+
+        Errors include: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateDocument(self, request, context):
+        """Changes a document. Another text, title or source is split and embedded anew in
+        the background; until that is done searches find what they found before, and
+        from then on the new.
+
+        Errors include: NOT_FOUND, ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryDocument(self, request, context):
+        """Tries a failed document again. One that has not failed stays as it is.
+
+        Errors include: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchDocument(self, request, context):
+        """Streams a document: as it is now, and again with each step of its processing;
+        the stream ends once it is `ready` or `failed`.
+
+        Errors include: NOT_FOUND, READER_TOO_SLOW.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListChunks(self, request, context):
+        """Lists the chunks of a document that searches may find, in their order.
+
+        Errors include: NOT_FOUND, PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRetrievals(self, request, context):
+        """Lists what searches returned for a session, latest first.
+
+        Errors include: NOT_FOUND (the session), PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,6 +236,36 @@ def add_KnowledgeServiceServicer_to_server(servicer, server):
                     servicer.DeleteDocument,
                     request_deserializer=hub_dot_v1_dot_knowledge__pb2.DeleteDocumentRequest.FromString,
                     response_serializer=hub_dot_v1_dot_knowledge__pb2.DeleteDocumentResponse.SerializeToString,
+            ),
+            'UndeleteDocument': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteDocument,
+                    request_deserializer=hub_dot_v1_dot_knowledge__pb2.UndeleteDocumentRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_knowledge__pb2.UndeleteDocumentResponse.SerializeToString,
+            ),
+            'UpdateDocument': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDocument,
+                    request_deserializer=hub_dot_v1_dot_knowledge__pb2.UpdateDocumentRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_knowledge__pb2.UpdateDocumentResponse.SerializeToString,
+            ),
+            'RetryDocument': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryDocument,
+                    request_deserializer=hub_dot_v1_dot_knowledge__pb2.RetryDocumentRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_knowledge__pb2.RetryDocumentResponse.SerializeToString,
+            ),
+            'WatchDocument': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchDocument,
+                    request_deserializer=hub_dot_v1_dot_knowledge__pb2.WatchDocumentRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_knowledge__pb2.WatchDocumentResponse.SerializeToString,
+            ),
+            'ListChunks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListChunks,
+                    request_deserializer=hub_dot_v1_dot_knowledge__pb2.ListChunksRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_knowledge__pb2.ListChunksResponse.SerializeToString,
+            ),
+            'ListRetrievals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRetrievals,
+                    request_deserializer=hub_dot_v1_dot_knowledge__pb2.ListRetrievalsRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_knowledge__pb2.ListRetrievalsResponse.SerializeToString,
             ),
             'Search': grpc.unary_unary_rpc_method_handler(
                     servicer.Search,
@@ -266,6 +386,168 @@ class KnowledgeService:
             '/hub.v1.KnowledgeService/DeleteDocument',
             hub_dot_v1_dot_knowledge__pb2.DeleteDocumentRequest.SerializeToString,
             hub_dot_v1_dot_knowledge__pb2.DeleteDocumentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteDocument(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.KnowledgeService/UndeleteDocument',
+            hub_dot_v1_dot_knowledge__pb2.UndeleteDocumentRequest.SerializeToString,
+            hub_dot_v1_dot_knowledge__pb2.UndeleteDocumentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateDocument(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.KnowledgeService/UpdateDocument',
+            hub_dot_v1_dot_knowledge__pb2.UpdateDocumentRequest.SerializeToString,
+            hub_dot_v1_dot_knowledge__pb2.UpdateDocumentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryDocument(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.KnowledgeService/RetryDocument',
+            hub_dot_v1_dot_knowledge__pb2.RetryDocumentRequest.SerializeToString,
+            hub_dot_v1_dot_knowledge__pb2.RetryDocumentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchDocument(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hub.v1.KnowledgeService/WatchDocument',
+            hub_dot_v1_dot_knowledge__pb2.WatchDocumentRequest.SerializeToString,
+            hub_dot_v1_dot_knowledge__pb2.WatchDocumentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListChunks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.KnowledgeService/ListChunks',
+            hub_dot_v1_dot_knowledge__pb2.ListChunksRequest.SerializeToString,
+            hub_dot_v1_dot_knowledge__pb2.ListChunksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRetrievals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.KnowledgeService/ListRetrievals',
+            hub_dot_v1_dot_knowledge__pb2.ListRetrievalsRequest.SerializeToString,
+            hub_dot_v1_dot_knowledge__pb2.ListRetrievalsResponse.FromString,
             options,
             channel_credentials,
             insecure,

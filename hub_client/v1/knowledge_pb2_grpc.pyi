@@ -41,7 +41,8 @@ class KnowledgeServiceStub:
     IngestDocument: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.IngestDocumentRequest, _knowledge_pb2.IngestDocumentResponse]
     """Stores a document and begins to split and embed it in the background. The
     document is `processing` first, then `ready` or `failed`; a restart of the
-    hub resumes the work.
+    hub resumes the work. A text that the user has already, in a document that is
+    neither deleted nor failed, returns that document.
 
     Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
     """
@@ -56,10 +57,45 @@ class KnowledgeServiceStub:
     Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
     """
     DeleteDocument: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.DeleteDocumentRequest, _knowledge_pb2.DeleteDocumentResponse]
-    """Deletes a document with its chunks. No Search that begins after the answer
-    returns any of them. Deleting a document again is NOT_FOUND.
+    """Deletes a document with its chunks, so that UndeleteDocument can bring them
+    back. No Search that begins after the answer returns any of them. Deleting a
+    document again is NOT_FOUND.
 
     Errors include: NOT_FOUND.
+    """
+    UndeleteDocument: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.UndeleteDocumentRequest, _knowledge_pb2.UndeleteDocumentResponse]
+    """Brings a deleted document back as it was; one that is not deleted stays as it
+    is.
+
+    Errors include: NOT_FOUND.
+    """
+    UpdateDocument: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.UpdateDocumentRequest, _knowledge_pb2.UpdateDocumentResponse]
+    """Changes a document. Another text, title or source is split and embedded anew in
+    the background; until that is done searches find what they found before, and
+    from then on the new.
+
+    Errors include: NOT_FOUND, ETAG_MISMATCH.
+    """
+    RetryDocument: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.RetryDocumentRequest, _knowledge_pb2.RetryDocumentResponse]
+    """Tries a failed document again. One that has not failed stays as it is.
+
+    Errors include: NOT_FOUND.
+    """
+    WatchDocument: _grpc.UnaryStreamMultiCallable[_knowledge_pb2.WatchDocumentRequest, _knowledge_pb2.WatchDocumentResponse]
+    """Streams a document: as it is now, and again with each step of its processing;
+    the stream ends once it is `ready` or `failed`.
+
+    Errors include: NOT_FOUND, READER_TOO_SLOW.
+    """
+    ListChunks: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.ListChunksRequest, _knowledge_pb2.ListChunksResponse]
+    """Lists the chunks of a document that searches may find, in their order.
+
+    Errors include: NOT_FOUND, PAGE_TOKEN_INVALID.
+    """
+    ListRetrievals: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.ListRetrievalsRequest, _knowledge_pb2.ListRetrievalsResponse]
+    """Lists what searches returned for a session, latest first.
+
+    Errors include: NOT_FOUND (the session), PAGE_TOKEN_INVALID.
     """
     Search: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.SearchRequest, _knowledge_pb2.SearchResponse]
     """Finds the chunks of a user's ready documents that fit a query in words or
@@ -82,7 +118,8 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     IngestDocument: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.IngestDocumentRequest, _knowledge_pb2.IngestDocumentResponse]  # type: ignore[assignment]
     """Stores a document and begins to split and embed it in the background. The
     document is `processing` first, then `ready` or `failed`; a restart of the
-    hub resumes the work.
+    hub resumes the work. A text that the user has already, in a document that is
+    neither deleted nor failed, returns that document.
 
     Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
     """
@@ -97,10 +134,45 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
     """
     DeleteDocument: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.DeleteDocumentRequest, _knowledge_pb2.DeleteDocumentResponse]  # type: ignore[assignment]
-    """Deletes a document with its chunks. No Search that begins after the answer
-    returns any of them. Deleting a document again is NOT_FOUND.
+    """Deletes a document with its chunks, so that UndeleteDocument can bring them
+    back. No Search that begins after the answer returns any of them. Deleting a
+    document again is NOT_FOUND.
 
     Errors include: NOT_FOUND.
+    """
+    UndeleteDocument: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.UndeleteDocumentRequest, _knowledge_pb2.UndeleteDocumentResponse]  # type: ignore[assignment]
+    """Brings a deleted document back as it was; one that is not deleted stays as it
+    is.
+
+    Errors include: NOT_FOUND.
+    """
+    UpdateDocument: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.UpdateDocumentRequest, _knowledge_pb2.UpdateDocumentResponse]  # type: ignore[assignment]
+    """Changes a document. Another text, title or source is split and embedded anew in
+    the background; until that is done searches find what they found before, and
+    from then on the new.
+
+    Errors include: NOT_FOUND, ETAG_MISMATCH.
+    """
+    RetryDocument: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.RetryDocumentRequest, _knowledge_pb2.RetryDocumentResponse]  # type: ignore[assignment]
+    """Tries a failed document again. One that has not failed stays as it is.
+
+    Errors include: NOT_FOUND.
+    """
+    WatchDocument: _aio.UnaryStreamMultiCallable[_knowledge_pb2.WatchDocumentRequest, _knowledge_pb2.WatchDocumentResponse]  # type: ignore[assignment]
+    """Streams a document: as it is now, and again with each step of its processing;
+    the stream ends once it is `ready` or `failed`.
+
+    Errors include: NOT_FOUND, READER_TOO_SLOW.
+    """
+    ListChunks: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.ListChunksRequest, _knowledge_pb2.ListChunksResponse]  # type: ignore[assignment]
+    """Lists the chunks of a document that searches may find, in their order.
+
+    Errors include: NOT_FOUND, PAGE_TOKEN_INVALID.
+    """
+    ListRetrievals: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.ListRetrievalsRequest, _knowledge_pb2.ListRetrievalsResponse]  # type: ignore[assignment]
+    """Lists what searches returned for a session, latest first.
+
+    Errors include: NOT_FOUND (the session), PAGE_TOKEN_INVALID.
     """
     Search: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.SearchRequest, _knowledge_pb2.SearchResponse]  # type: ignore[assignment]
     """Finds the chunks of a user's ready documents that fit a query in words or
@@ -126,7 +198,8 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_knowledge_pb2.IngestDocumentResponse, _abc.Awaitable[_knowledge_pb2.IngestDocumentResponse]]:
         """Stores a document and begins to split and embed it in the background. The
         document is `processing` first, then `ready` or `failed`; a restart of the
-        hub resumes the work.
+        hub resumes the work. A text that the user has already, in a document that is
+        neither deleted nor failed, returns that document.
 
         Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
         """
@@ -159,10 +232,81 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _knowledge_pb2.DeleteDocumentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_knowledge_pb2.DeleteDocumentResponse, _abc.Awaitable[_knowledge_pb2.DeleteDocumentResponse]]:
-        """Deletes a document with its chunks. No Search that begins after the answer
-        returns any of them. Deleting a document again is NOT_FOUND.
+        """Deletes a document with its chunks, so that UndeleteDocument can bring them
+        back. No Search that begins after the answer returns any of them. Deleting a
+        document again is NOT_FOUND.
 
         Errors include: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteDocument(
+        self,
+        request: _knowledge_pb2.UndeleteDocumentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.UndeleteDocumentResponse, _abc.Awaitable[_knowledge_pb2.UndeleteDocumentResponse]]:
+        """Brings a deleted document back as it was; one that is not deleted stays as it
+        is.
+
+        Errors include: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateDocument(
+        self,
+        request: _knowledge_pb2.UpdateDocumentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.UpdateDocumentResponse, _abc.Awaitable[_knowledge_pb2.UpdateDocumentResponse]]:
+        """Changes a document. Another text, title or source is split and embedded anew in
+        the background; until that is done searches find what they found before, and
+        from then on the new.
+
+        Errors include: NOT_FOUND, ETAG_MISMATCH.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryDocument(
+        self,
+        request: _knowledge_pb2.RetryDocumentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.RetryDocumentResponse, _abc.Awaitable[_knowledge_pb2.RetryDocumentResponse]]:
+        """Tries a failed document again. One that has not failed stays as it is.
+
+        Errors include: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchDocument(
+        self,
+        request: _knowledge_pb2.WatchDocumentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_knowledge_pb2.WatchDocumentResponse], _abc.AsyncIterator[_knowledge_pb2.WatchDocumentResponse]]:
+        """Streams a document: as it is now, and again with each step of its processing;
+        the stream ends once it is `ready` or `failed`.
+
+        Errors include: NOT_FOUND, READER_TOO_SLOW.
+        """
+
+    @_abc_1.abstractmethod
+    def ListChunks(
+        self,
+        request: _knowledge_pb2.ListChunksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.ListChunksResponse, _abc.Awaitable[_knowledge_pb2.ListChunksResponse]]:
+        """Lists the chunks of a document that searches may find, in their order.
+
+        Errors include: NOT_FOUND, PAGE_TOKEN_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def ListRetrievals(
+        self,
+        request: _knowledge_pb2.ListRetrievalsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.ListRetrievalsResponse, _abc.Awaitable[_knowledge_pb2.ListRetrievalsResponse]]:
+        """Lists what searches returned for a session, latest first.
+
+        Errors include: NOT_FOUND (the session), PAGE_TOKEN_INVALID.
         """
 
     @_abc_1.abstractmethod
