@@ -70,6 +70,10 @@ class NoteRefusal(Protocol):
 class Feed(Protocol):
     """What the work of a streaming method returns: something to be read from again and again."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come after what was read last."""
+
     async def read(self, caller: Caller) -> Sequence[Message]:
         """Return what to send next, perhaps nothing. Raises HubError, which ends the stream."""
 
@@ -224,7 +228,7 @@ class Rpc:
     async def _streamed(
         self, call: _Call, raw: bytes, context: Context, facts: dict[str, object]
     ) -> None:
-        """Serve a stream until it fails: the hub's streams have no end of their own."""
+        """Serve a stream until it is over, or fails."""
         if self._streams > self._most_streams:
             raise HubError(Reason.REASON_OVERLOADED)
         end = math.inf if context.time_remaining() is None else call.deadline
@@ -235,7 +239,7 @@ class Rpc:
             feed.close()
 
     async def _fed(self, call: _Call, feed: Feed, context: Context, end: float) -> None:
-        """Send what the feed has, for ever; each part of the work has a deadline of its own."""
+        """Send what the feed has; each part of the work has a deadline of its own."""
         while True:
             async with self._reads:
                 call = replace(call, deadline=min(end, time.monotonic() + self._default_deadline))
@@ -246,6 +250,8 @@ class Rpc:
                 if time.monotonic() - started > _STALE_SECONDS:
                     break
             feed.sent(count)
+            if feed.is_over:
+                return
             await self._pause(feed, end)
 
     async def _read(self, call: _Call, feed: Feed) -> Sequence[bytes]:

@@ -30,6 +30,7 @@ WIDEN: Final = 4
 
 Pull = Callable[[int], Awaitable[Sequence[Change]]]
 Read = Callable[[Sequence[str]], Awaitable[Mapping[str, Row]]]
+Choose = Callable[[Sequence["Hit"]], Sequence["Hit"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +75,27 @@ class Search:
             raise HubError(Reason.REASON_UNAVAILABLE) from error
 
     async def hits(
-        self, space: Space, state: Row, query: Query, top_k: int, pull: Pull, read: Read
+        self,
+        space: Space,
+        state: Row,
+        query: Query,
+        top_k: int,
+        pull: Pull,
+        read: Read,
+        chosen: Choose = lambda hits: hits,
     ) -> Sequence[Hit]:
         """Return the best rows of a space, at most ``top_k``, best first.
 
         ``state`` is the space's row of ``spaces.state``: the view follows ``pull`` up to its
-        last_seq before it is asked. ``read`` returns, by id, the rows that may be shown; too few
-        of them, and the view is asked for more.
+        last_seq before it is asked. ``read`` returns, by id, the rows that may be shown, and
+        ``chosen`` those hits of them that are wanted; too few, and the view is asked for more.
         """
         limit = top_k + _SPARE
         while True:
             candidates = await self.candidates(space, state, query, limit, pull)
             rows = await read([candidate.row_id for candidate in candidates])
-            hits = [Hit(rows[one.row_id], one) for one in candidates if one.row_id in rows]
+            found = [Hit(rows[one.row_id], one) for one in candidates if one.row_id in rows]
+            hits = chosen(found)
             if len(hits) >= top_k or len(candidates) < limit:
                 return hits[:top_k]
             limit *= WIDEN

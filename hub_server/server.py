@@ -35,6 +35,7 @@ from hub_server.jobs.ingestion import Ingestion
 from hub_server.jobs.message_embedding import MessageEmbedding
 from hub_server.knowledge.service import KnowledgeService
 from hub_server.knowledge.servicer import KnowledgeServicer
+from hub_server.knowledge.watching import DocumentWatches
 from hub_server.memory.service import MemoryService
 from hub_server.memory.servicer import MemoryServicer
 from hub_server.paging import PageTokens
@@ -157,11 +158,17 @@ async def _compose(
         Tenants(database),
         pages,
     )
+    wakeups = Wakeups(database)
+    if settings.pooler == "none":  # through a pooler nobody can listen, so watchers look again
+        stack.push_async_callback(_cancel, asyncio.create_task(wakeups.run()))
+    knowledge = KnowledgeService(database, search, ingestion.wake)
     return {
         "identity": identity,
-        "chat": await _compose_chat(settings, database, search, embedding, pages, stack),
+        "chat": await _compose_chat(settings, database, search, embedding, wakeups, pages, stack),
         "memory": MemoryServicer(MemoryService(database, search), pages),
-        "knowledge": KnowledgeServicer(KnowledgeService(database, search, ingestion.wake), pages),
+        "knowledge": KnowledgeServicer(
+            knowledge, DocumentWatches(knowledge, wakeups, settings.heartbeat), pages
+        ),
     }, ingestion
 
 
@@ -170,14 +177,12 @@ async def _compose_chat(
     database: Database,
     search: Search,
     embedding: MessageEmbedding,
+    wakeups: Wakeups,
     pages: PageTokens,
     stack: AsyncExitStack,
 ) -> ChatServicer:
     tokenizer = await asyncio.to_thread(Tokenizer)
     stack.callback(tokenizer.close)
-    wakeups = Wakeups(database)
-    if settings.pooler == "none":  # through a pooler nobody can listen, so watchers look again
-        stack.push_async_callback(_cancel, asyncio.create_task(wakeups.run()))
     chat, tokens = ChatService(database), Tokens(database)
     appends = Appends(database, tokens, tokenizer, embedding.wake)
     stack.push_async_callback(appends.close)

@@ -56,7 +56,8 @@ class Tenant:
         return (await self.client.chat.create_session(request)).session
 
     async def ingest(self, user: User, title: str, text: str, **values: Any) -> Document:
-        """Ingest a document and wait until it is ready."""
+        """Ingest a document, whether or not the user has its text, and wait until it is ready."""
+        values.setdefault("allow_duplicate", True)
         request = IngestDocumentRequest(user_id=user.user_id, title=title, text=text, **values)
         document = (await self.client.knowledge.ingest_document(request)).document
         return await settled(self.client, document.document_id)

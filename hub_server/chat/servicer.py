@@ -262,6 +262,8 @@ class ChatServicer:
 class WatchFeed:
     """A watched session on the wire."""
 
+    is_over = False  # it goes on until it fails
+
     def __init__(self, feed: SessionFeed) -> None:
         """Send what the feed yields."""
         self._feed = feed

@@ -111,11 +111,11 @@ class Ingestion:
             self._free.release()
 
     async def _process(self, attempt: "_Attempt") -> None:
-        if attempt.number > _MOST_ATTEMPTS:
-            await attempt.fail(f"gave up after {_MOST_ATTEMPTS} attempts")
-            return
         document = await attempt.document()
         if document is None:
+            return
+        if attempt.number - document["first_attempt"] >= _MOST_ATTEMPTS:
+            await attempt.fail(f"gave up after {_MOST_ATTEMPTS} attempts")
             return
         pieces = await self._split(attempt, document["text"])
         if pieces == []:
@@ -135,14 +135,13 @@ class Ingestion:
 
     async def _write(self, attempt: "_Attempt", document: Row, pieces: Sequence[str]) -> None:
         model = self._embedder.model
-        done = await attempt.resume(pieces, model)
+        done = await attempt.resume(document, pieces, model)
         for start in range(done, len(pieces), _BATCH):
             batch = pieces[start : start + _BATCH]
             rows = await self._embedded(attempt, partial(self._embed, document, start, batch))
-            last = start + _BATCH >= len(pieces)
-            if rows is None or not await attempt.write(document, rows, model, last=last):
+            if rows is None or not await attempt.write(document, rows, model, of=len(pieces)):
                 return
-        if done < len(pieces) or await attempt.finish(document["user_id"], len(pieces)):
+        if done < len(pieces) or await attempt.finish(document, len(pieces)):
             log.info("ingested", **attempt.facts, chunks=len(pieces))
 
     async def _embedded(self, attempt: "_Attempt", embed: Callable[[], _Rows]) -> _Rows | None:
@@ -228,61 +227,72 @@ class _Attempt:
                 repository = self._repository(connection)
                 await repository.set_claimed(self.document_id, self.number, lease_expires_at=None)
 
-    async def resume(self, pieces: Sequence[str], model: str) -> int:
+    async def resume(self, document: Row, pieces: Sequence[str], model: str) -> int:
         """Return how many pieces earlier attempts have written.
 
         What they wrote in another way (another model, other pieces) is dropped.
         """
-        if self.number == 1:
+        if self.number == document["first_attempt"]:
             return 0
         async with self._database.transaction(self._hub()) as connection:
             repository = self._repository(connection)
             if await repository.claimed(self.document_id, self.number) is None:
                 return len(pieces)
-            written = await repository.chunks_so_far(self.document_id)
+            written = await repository.chunks_so_far(self.document_id, document["revision"] + 1)
             if written == [(piece, model) for piece in pieces[: len(written)]]:
                 return len(written)
-            await repository.drop_chunks(self.document_id)
+            await repository.drop_chunks(self.document_id, shown=False)
             return 0
 
     async def write(
-        self, document: Row, rows: Sequence[dict[str, Any]], model: str, *, last: bool
+        self, document: Row, rows: Sequence[dict[str, Any]], model: str, *, of: int
     ) -> bool:
-        """Write a batch of chunks; with the last one searches see the document.
+        """Write a batch of the chunks; with the last one searches see the document.
 
         False = the claim was lost.
         """
         async with self._database.transaction(self._hub()) as connection:
             repository = self._repository(connection)
-            if not await repository.extend_lease(self.document_id, self.number, self._lease):
+            done = rows[-1]["chunk_index"] + 1
+            if not await repository.extend_lease(
+                self.document_id, self.number, self._lease, chunks_done=done, chunks_total=of
+            ):
                 return False
-            user_id = document["user_id"]
             await repository.add_chunks(
-                rows, document_id=self.document_id, user_id=user_id, embedding_model=model
+                rows,
+                document_id=self.document_id,
+                user_id=document["user_id"],
+                revision=document["revision"] + 1,
+                embedding_model=model,
             )
-            if last:
-                await self._publish(connection, user_id, rows[-1]["chunk_index"] + 1)
+            if done == of:
+                await self._publish(connection, document, of)
         return True
 
-    async def finish(self, user_id: str, chunk_count: int) -> bool:
+    async def finish(self, document: Row, chunk_count: int) -> bool:
         """Let searches see the document; False = the claim was lost."""
         async with self._database.transaction(self._hub()) as connection:
             repository = self._repository(connection)
             if not await repository.extend_lease(self.document_id, self.number, self._lease):
                 return False
-            await self._publish(connection, user_id, chunk_count)
+            await self._publish(connection, document, chunk_count)
         return True
 
-    async def _publish(self, connection: Any, user_id: str, chunk_count: int) -> None:
-        seq = await spaces.next_seq(connection, self._tenant_id, user_id, KIND)
-        await self._repository(connection).set_claimed(
+    async def _publish(self, connection: Any, document: Row, chunk_count: int) -> None:
+        """Put the new chunks in the place of those that searches found before, if any."""
+        seq = await spaces.next_seq(connection, self._tenant_id, document["user_id"], KIND)
+        repository = self._repository(connection)
+        await repository.set_claimed(
             self.document_id,
             self.number,
             status="ready",
+            revision=document["revision"] + 1,
             chunk_count=chunk_count,
             space_seq=seq,
             lease_expires_at=None,
         )
+        if document["revision"] > 0:
+            await repository.drop_chunks(self.document_id, shown=False)
 
     async def fail(self, error: str) -> None:
         """Give the document up, with a reason for people; what was written of it goes."""
@@ -291,7 +301,7 @@ class _Attempt:
             if await repository.set_claimed(
                 self.document_id, self.number, status="failed", error=error, lease_expires_at=None
             ):
-                await repository.drop_chunks(self.document_id)
+                await repository.drop_chunks(self.document_id, shown=False)
 
     def _hub(self) -> Caller:
         return Caller.hub(self._tenant_id)

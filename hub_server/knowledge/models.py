@@ -23,11 +23,18 @@ documents = tenant_table(
     sa.Column("space_seq", sa.BigInteger),
     # Who may work on it until when: the lease of the worker that made this attempt.
     sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("first_attempt", sa.Integer, nullable=False, server_default="1"),
     timestamp("lease_expires_at"),
+    # Whose chunks searches find: 0 = none yet. The next one is written beside it, and takes its
+    # place when it is whole.
+    sa.Column("revision", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("chunks_done", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("chunks_total", sa.Integer, nullable=False, server_default="0"),
     timestamp("deleted_at"),
     sa.PrimaryKeyConstraint("tenant_id", "document_id"),
     sa.ForeignKeyConstraint(["tenant_id", "user_id"], ["users.tenant_id", "users.user_id"]),
     sa.Index("documents_of_user", "tenant_id", "user_id", "document_id"),
+    sa.Index("documents_content", "tenant_id", "user_id", "content_hash"),
     sa.Index("documents_changes", "tenant_id", "user_id", "space_seq"),
     sa.Index(
         "documents_processing", "document_id", postgresql_where=sa.text("status = 'processing'")
@@ -40,6 +47,7 @@ chunks = tenant_table(
     identifier("chunk_id", nullable=False),
     identifier("document_id", nullable=False),
     identifier("user_id", nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False, server_default="1"),
     sa.Column("chunk_index", sa.Integer, nullable=False),
     sa.Column("content", sa.Text, nullable=False),
     sa.Column("token_count", sa.Integer, nullable=False),
@@ -47,7 +55,7 @@ chunks = tenant_table(
     sa.Column("embedding_model", sa.Text, nullable=False),
     sa.Column("metadata", JSONB, nullable=False),
     sa.PrimaryKeyConstraint("tenant_id", "chunk_id"),
-    sa.UniqueConstraint("tenant_id", "document_id", "chunk_index"),
+    sa.UniqueConstraint("tenant_id", "document_id", "revision", "chunk_index"),
     sa.ForeignKeyConstraint(
         ["tenant_id", "document_id"], ["documents.tenant_id", "documents.document_id"]
     ),
@@ -69,4 +77,5 @@ retrievals = tenant_table(
         ["tenant_id", "session_id"], ["chat_sessions.tenant_id", "chat_sessions.session_id"]
     ),
     sa.Index("retrievals_of_session", "tenant_id", "session_id", "retrieval_id"),
+    sa.Index("retrievals_of_chunk", "tenant_id", "chunk_id"),
 )

@@ -16,6 +16,7 @@ from hub_server.knowledge.models import chunks, documents, retrievals
 from hub_server.paging import Page
 from hub_server.retrieval.view import Change, IndexedRow
 from hub_server.rows import Row
+from hub_server.wakeups import CHANNEL
 
 _DOCUMENT: Final = (
     documents.c.document_id,
@@ -27,8 +28,27 @@ _DOCUMENT: Final = (
     documents.c.error,
     documents.c.chunk_count,
     documents.c.metadata,
+    documents.c.chunks_done,
+    documents.c.chunks_total,
+    documents.c.revision,
+    sa.func.encode(documents.c.content_hash, "hex").label("content_hash"),
     documents.c.created_at,
     documents.c.updated_at,
+    documents.c.deleted_at,
+)
+_CHUNK: Final = (
+    chunks.c.chunk_id,
+    chunks.c.document_id,
+    chunks.c.metadata["document_title"].astext.label("document_title"),
+    chunks.c.chunk_index,
+    chunks.c.content,
+    chunks.c.token_count,
+    chunks.c.metadata,
+)
+_TOLD: Final = sa.func.pg_notify(CHANNEL, sa.cast(documents.c.document_id, sa.Text))
+# One who stores a text waits for another who stores the same for the same user.
+_SAME_TEXT: Final = sa.text(
+    "SELECT pg_advisory_xact_lock(hashtextextended(:user_id || encode(:content_hash, 'hex'), 0))"
 )
 # What one statement brings to a view, in documents and in chunks: enough to make the round trip
 # small beside the work, few enough for some 10 MB. One document is always brought.
@@ -64,20 +84,36 @@ class KnowledgeRepository:
         )
         return (await self._connection.execute(statement)).mappings().one()
 
+    async def same_text(self, user_id: str, content_hash: bytes) -> Row | None:
+        """Return a user's document with this text, or None; and hold off others who store it."""
+        parameters = {"user_id": user_id, "content_hash": content_hash}
+        await self._connection.execute(_SAME_TEXT, parameters)
+        query = (
+            sa.select(*_DOCUMENT)
+            .where(
+                documents.c.tenant_id == self._tenant_id,
+                documents.c.user_id == user_id,
+                documents.c.content_hash == content_hash,
+                documents.c.deleted_at.is_(None),
+                documents.c.status != "failed",
+            )
+            .order_by(documents.c.document_id)
+            .limit(1)
+        )
+        return (await self._connection.execute(query)).mappings().first()
+
     async def document(self, document_id: str) -> Row | None:
         """Return a document with ``user_is_active``, or None."""
         query = (
             sa.select(*_DOCUMENT, users.c.is_active.label("user_is_active"))
-            .join(
-                users,
-                (users.c.tenant_id == documents.c.tenant_id)
-                & (users.c.user_id == documents.c.user_id),
-            )
+            .join(users, _owner())
             .where(*self._is(document_id), users.c.deleted_at.is_(None))
         )
         return (await self._connection.execute(query)).mappings().first()
 
-    async def list_documents(self, user_id: str, page: Page) -> Sequence[Row]:
+    async def list_documents(
+        self, user_id: str, page: Page, *, show_deleted: bool
+    ) -> Sequence[Row]:
         """Return a page of a user's documents and one more, newest first.
 
         One row with no document_id stands for a user without documents; no row, for no user.
@@ -85,8 +121,9 @@ class KnowledgeRepository:
         found = sa.select(*_DOCUMENT).where(
             documents.c.tenant_id == self._tenant_id,
             documents.c.user_id == users.c.user_id,
-            documents.c.deleted_at.is_(None),
         )
+        if not show_deleted:
+            found = found.where(documents.c.deleted_at.is_(None))
         if page.after:
             found = found.where(documents.c.document_id < page.after)
         found = found.order_by(documents.c.document_id.desc()).limit(page.size + 1)
@@ -104,31 +141,123 @@ class KnowledgeRepository:
         return (await self._connection.execute(query)).mappings().all()
 
     async def lock_document(self, document_id: str) -> Row | None:
-        """Hold a document until the transaction ends; return it, or None.
+        """Hold a document, deleted or not; return it with ``user_is_active``, or None.
 
         Whoever takes a seq of its space holds the document first, so that nobody waits in a
         circle.
         """
-        query = sa.select(*_DOCUMENT).where(*self._is(document_id)).with_for_update()
+        query = (
+            sa.select(*_DOCUMENT, users.c.is_active.label("user_is_active"))
+            .join(users, _owner())
+            .where(*self._named(document_id), users.c.deleted_at.is_(None))
+            .with_for_update(of=documents)
+        )
         return (await self._connection.execute(query)).mappings().first()
 
-    async def delete_document(self, document_id: str, seq: int) -> None:
-        """Mark a document deleted, as the ``seq``-th change of its space."""
-        now = sa.func.clock_timestamp()
-        statement = sa.update(documents).where(*self._is(document_id))
-        await self._connection.execute(
-            statement.values(deleted_at=now, updated_at=now, space_seq=seq)
+    async def set_document(self, document_id: str, values: Mapping[str, Any]) -> Row:
+        """Change a document that is held, and tell who watches it; return it."""
+        statement = (
+            sa.update(documents)
+            .where(*self._named(document_id))
+            .values(**values, updated_at=sa.func.clock_timestamp())
+            .returning(*_DOCUMENT, _TOLD)
         )
+        return (await self._connection.execute(statement)).mappings().one()
+
+    async def process_anew(self, document_id: str, values: Mapping[str, Any]) -> Row:
+        """Let a document that is held be processed once more, with other values.
+
+        Whoever works on it has lost it from now on; what searches find stays.
+        """
+        await self.drop_chunks(document_id, shown=False)
+        begin = {
+            "status": "processing",
+            "error": "",
+            "attempt": documents.c.attempt + 1,
+            "first_attempt": documents.c.attempt + 2,
+            "lease_expires_at": None,
+            "chunks_done": 0,
+            "chunks_total": 0,
+        }
+        return await self.set_document(document_id, {**begin, **values})
+
+    async def list_chunks(self, document_id: str, page: Page) -> Sequence[Row]:
+        """Return a page of a document's chunks and one more, in order.
+
+        Each row bears ``user_id`` and ``user_is_active``. One row with no chunk_id stands for a
+        document without chunks; no row, for no document.
+        """
+        found = sa.select(*_CHUNK).where(*_shown_chunks())
+        if page.after:
+            found = found.where(chunks.c.chunk_index > int(page.after))
+        rows = found.order_by(chunks.c.chunk_index).limit(page.size + 1).lateral("page")
+        query = (
+            sa.select(documents.c.user_id, users.c.is_active.label("user_is_active"), rows)
+            .select_from(documents.join(users, _owner()).outerjoin(rows, sa.true()))
+            .where(*self._is(document_id), users.c.deleted_at.is_(None))
+            .order_by(rows.c.chunk_index)
+        )
+        return (await self._connection.execute(query)).mappings().all()
+
+    async def list_retrievals(self, session_id: str, page: Page) -> Sequence[Row]:
+        """Return a page of what was returned to a session and one more, latest search first.
+
+        Each row bears ``user_id`` and ``user_is_active``. One row with no retrieval_id stands for a
+        session without any; no row, for no session.
+        """
+        others = retrievals.alias("others")
+        times = (
+            sa.select(sa.func.count())
+            .where(
+                others.c.tenant_id == retrievals.c.tenant_id,
+                others.c.chunk_id == retrievals.c.chunk_id,
+                others.c.user_id == retrievals.c.user_id,
+            )
+            .scalar_subquery()
+        )
+        found = sa.select(
+            *(column for column in retrievals.c if column.name not in ("tenant_id", "user_id")),
+            times.label("times_retrieved"),
+        ).where(
+            retrievals.c.tenant_id == self._tenant_id,
+            retrievals.c.session_id == chat_sessions.c.session_id,
+        )
+        if page.after:
+            retrieval_id, rank = page.after.split("|")
+            found = found.where(
+                (retrievals.c.retrieval_id < retrieval_id)
+                | ((retrievals.c.retrieval_id == retrieval_id) & (retrievals.c.rank > int(rank)))
+            )
+        found = found.order_by(retrievals.c.retrieval_id.desc(), retrievals.c.rank)
+        rows = found.limit(page.size + 1).lateral("page")
+        query = (
+            sa.select(chat_sessions.c.user_id, users.c.is_active.label("user_is_active"), rows)
+            .select_from(
+                chat_sessions.join(
+                    users,
+                    (users.c.tenant_id == chat_sessions.c.tenant_id)
+                    & (users.c.user_id == chat_sessions.c.user_id),
+                ).outerjoin(rows, sa.true())
+            )
+            .where(
+                chat_sessions.c.tenant_id == self._tenant_id,
+                chat_sessions.c.session_id == session_id,
+                chat_sessions.c.deleted_at.is_(None),
+                users.c.deleted_at.is_(None),
+            )
+            .order_by(rows.c.retrieval_id.desc(), rows.c.rank)
+        )
+        return (await self._connection.execute(query)).mappings().all()
 
     async def changes(self, user_id: str, model: str, after: int) -> Sequence[Change]:
         """Return the next changes of a user's knowledge space after a seq, in order."""
-        shown = (documents.c.status == "ready") & documents.c.deleted_at.is_(None)
+        shown = (documents.c.revision > 0) & documents.c.deleted_at.is_(None)
         changed = (
             sa.select(
                 documents.c.tenant_id,
                 documents.c.document_id,
                 documents.c.space_seq,
-                documents.c.title,
+                documents.c.revision,
                 shown.label("is_shown"),
                 _chunks_before().label("chunks_before"),
             )
@@ -144,13 +273,14 @@ class KnowledgeRepository:
         of_it = (
             (chunks.c.tenant_id == changed.c.tenant_id)
             & (chunks.c.document_id == changed.c.document_id)
+            & (chunks.c.revision == changed.c.revision)
             & changed.c.is_shown
         )
         few = changed.c.chunks_before < _MOST_CHUNKS
         query = sa.select(
             changed.c.document_id,
             changed.c.space_seq,
-            changed.c.title,
+            chunks.c.metadata["document_title"].astext.label("title"),
             chunks.c.chunk_id,
             chunks.c.content,
             chunks.c.embedding,
@@ -168,31 +298,22 @@ class KnowledgeRepository:
             for (document_id, seq), group in groups
         ]
 
-    async def shown_chunks(self, user_id: str, chunk_ids: Sequence[str]) -> Mapping[str, Row]:
-        """Return those of a user's chunks that may be shown now, by id, with their documents."""
+    async def shown_chunks(
+        self, user_id: str, chunk_ids: Sequence[str], document_ids: Sequence[str]
+    ) -> Mapping[str, Row]:
+        """Return those of a user's chunks that may be shown now, by id; no documents = of all."""
         query = (
-            sa.select(
-                chunks.c.chunk_id,
-                chunks.c.document_id,
-                documents.c.title.label("document_title"),
-                chunks.c.chunk_index,
-                chunks.c.content,
-                chunks.c.token_count,
-                chunks.c.metadata,
-            )
-            .join(
-                documents,
-                (documents.c.tenant_id == chunks.c.tenant_id)
-                & (documents.c.document_id == chunks.c.document_id),
-            )
+            sa.select(*_CHUNK)
+            .join(documents, sa.and_(*_shown_chunks()))
             .where(
                 chunks.c.tenant_id == self._tenant_id,
                 chunks.c.user_id == user_id,
                 chunks.c.chunk_id == any_id(chunk_ids),
-                documents.c.status == "ready",
                 documents.c.deleted_at.is_(None),
             )
         )
+        if document_ids:
+            query = query.where(chunks.c.document_id == any_id(document_ids))
         rows = (await self._connection.execute(query)).mappings().all()
         return {row["chunk_id"]: row for row in rows}
 
@@ -216,7 +337,12 @@ class KnowledgeRepository:
         """Return the text of a document if this attempt still has it, and hold it."""
         query = (
             sa.select(
-                documents.c.user_id, documents.c.title, documents.c.text, documents.c.source_url
+                documents.c.user_id,
+                documents.c.title,
+                documents.c.text,
+                documents.c.source_url,
+                documents.c.revision,
+                documents.c.first_attempt,
             )
             .where(*self._is_claimed(document_id, attempt))
             .with_for_update()
@@ -229,28 +355,41 @@ class KnowledgeRepository:
             sa.update(documents)
             .where(*self._is_claimed(document_id, attempt))
             .values(**values, updated_at=sa.func.clock_timestamp())
+            .returning(_TOLD)
         )
-        return (await self._connection.execute(statement)).rowcount == 1
+        return (await self._connection.execute(statement)).first() is not None
 
-    async def extend_lease(self, document_id: str, attempt: int, lease: dt.timedelta) -> bool:
+    async def extend_lease(
+        self, document_id: str, attempt: int, lease: dt.timedelta, **values: Any
+    ) -> bool:
         """Let this attempt work on, if it still has the document; tell whether it has."""
         until = sa.func.clock_timestamp() + lease
-        return await self.set_claimed(document_id, attempt, lease_expires_at=until)
+        return await self.set_claimed(document_id, attempt, lease_expires_at=until, **values)
 
-    async def chunks_so_far(self, document_id: str) -> Sequence[tuple[str, str]]:
+    async def chunks_so_far(self, document_id: str, revision: int) -> Sequence[tuple[str, str]]:
         """Return content and embedding model of the chunks that earlier attempts wrote."""
         query = (
             sa.select(chunks.c.content, chunks.c.embedding_model)
-            .where(chunks.c.tenant_id == self._tenant_id, chunks.c.document_id == document_id)
+            .where(
+                chunks.c.tenant_id == self._tenant_id,
+                chunks.c.document_id == document_id,
+                chunks.c.revision == revision,
+            )
             .order_by(chunks.c.chunk_index)
         )
         return [(row.content, row.embedding_model) for row in await self._connection.execute(query)]
 
-    async def drop_chunks(self, document_id: str) -> None:
-        """Remove all chunks of a document."""
+    async def drop_chunks(self, document_id: str, *, shown: bool) -> None:
+        """Remove the chunks of a document that searches find, or those that they do not (yet)."""
+        revision = (
+            sa.select(documents.c.revision).where(*self._named(document_id)).scalar_subquery()
+        )
+        is_shown = chunks.c.revision == revision
         await self._connection.execute(
             sa.delete(chunks).where(
-                chunks.c.tenant_id == self._tenant_id, chunks.c.document_id == document_id
+                chunks.c.tenant_id == self._tenant_id,
+                chunks.c.document_id == document_id,
+                is_shown if shown else ~is_shown,
             )
         )
 
@@ -262,10 +401,13 @@ class KnowledgeRepository:
         await self._connection.execute(sa.insert(chunks), values)
 
     def _is(self, document_id: str) -> tuple[sa.ColumnElement[bool], ...]:
+        return (*self._named(document_id), documents.c.deleted_at.is_(None))
+
+    def _named(self, document_id: str) -> tuple[sa.ColumnElement[bool], ...]:
+        """Match a document, deleted or not."""
         return (
             documents.c.tenant_id == self._tenant_id,
             documents.c.document_id == document_id,
-            documents.c.deleted_at.is_(None),
         )
 
     def _is_claimed(self, document_id: str, attempt: int) -> tuple[sa.ColumnElement[bool], ...]:
@@ -274,6 +416,19 @@ class KnowledgeRepository:
             documents.c.status == "processing",
             documents.c.attempt == attempt,
         )
+
+
+def _owner() -> sa.ColumnElement[bool]:
+    return (users.c.tenant_id == documents.c.tenant_id) & (users.c.user_id == documents.c.user_id)
+
+
+def _shown_chunks() -> tuple[sa.ColumnElement[bool], ...]:
+    """Match the chunks of a document that searches may find."""
+    return (
+        chunks.c.tenant_id == documents.c.tenant_id,
+        chunks.c.document_id == documents.c.document_id,
+        chunks.c.revision == documents.c.revision,
+    )
 
 
 def _chunks_before() -> sa.ColumnElement[int]:

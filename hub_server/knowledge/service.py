@@ -1,12 +1,16 @@
 """Rules of knowledge. Opens the transactions; knows no gRPC."""
 
+import base64
+import datetime as dt
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from hub_server import spaces
 from hub_server.caller import Caller
-from hub_server.database import Database
+from hub_server.database import Connection, Database
 from hub_server.errors import HubError, Reason
 from hub_server.idempotency import Claims, Retry
 from hub_server.knowledge.repository import KnowledgeRepository
@@ -16,6 +20,31 @@ from hub_server.rows import Row, active_user, owned
 from hub_server.search import DEFAULT_TOP_K, Hit, Query, Search
 
 KIND: Final = "knowledge"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What to look for, how, and in which documents (none = all)."""
+
+    query: str
+    top_k: int = 0
+    session_id: str = ""
+    mode: str = "hybrid"  # | semantic | lexical
+    min_score: float = 0.0
+    document_ids: Sequence[str] = ()
+    max_per_document: int = 0
+
+    def chosen(self, hits: Sequence[Hit]) -> Sequence[Hit]:
+        """Return the hits that score enough, so many of each document at most."""
+        seen: Counter[str] = Counter()
+        found = []
+        for hit in hits:
+            document_id = hit.row["document_id"]
+            seen[document_id] += 1
+            is_one_too_many = 0 < self.max_per_document < seen[document_id]
+            if hit.candidate.score >= self.min_score and not is_one_too_many:
+                found.append(hit)
+        return found
 
 
 class KnowledgeService:
@@ -28,19 +57,32 @@ class KnowledgeService:
         self._wake = wake
 
     async def ingest(
-        self, caller: Caller, retry: Retry, user_id: str, values: Mapping[str, Any]
+        self,
+        caller: Caller,
+        retry: Retry,
+        user_id: str,
+        values: Mapping[str, Any],
+        *,
+        allow_duplicate: bool,
     ) -> Row:
-        """Store a document to be processed. Raises NOT_FOUND, USER_DISABLED, REQUEST_ID_REUSED."""
+        """Store a document to be processed; unless allowed, no text a second time.
+
+        Raises NOT_FOUND, USER_DISABLED or REQUEST_ID_REUSED.
+        """
+        content_hash = _hash_of(values["text"])
         async with self._database.transaction(caller) as connection:
             active_user(await spaces.state(connection, caller.tenant_id, user_id, KIND))
             claims = Claims(connection, caller.tenant_id, user_id)
             if (answer := await claims.claim(retry)) is not None:
                 return answer
-            document = await KnowledgeRepository(connection, caller.tenant_id).add_document(
-                user_id=user_id,
-                content_hash=hashlib.sha256(values["text"].encode()).digest(),
-                **values,
-            )
+            repository = KnowledgeRepository(connection, caller.tenant_id)
+            document = None
+            if not allow_duplicate:
+                document = await repository.same_text(user_id, content_hash)
+            if document is None:
+                document = await repository.add_document(
+                    user_id=user_id, content_hash=content_hash, **values
+                )
             await claims.keep(retry, document)
         self._wake()
         return document
@@ -52,12 +94,12 @@ class KnowledgeService:
             return owned(caller, await repository.document(document_id), "document")
 
     async def list_documents(
-        self, caller: Caller, user_id: str, page: Page
+        self, caller: Caller, user_id: str, page: Page, *, show_deleted: bool
     ) -> tuple[Sequence[Row], str | None]:
         """Return a page of documents and the key of the next. Raises NOT_FOUND, USER_DISABLED."""
         async with self._database.statement(caller) as connection:
             repository = KnowledgeRepository(connection, caller.tenant_id)
-            rows = await repository.list_documents(user_id, page)
+            rows = await repository.list_documents(user_id, page, show_deleted=show_deleted)
         active_user(rows[0] if rows else None)
         documents = [row for row in rows if row["document_id"] is not None]
         return split(documents, page.size, lambda row: str(row["document_id"]))
@@ -65,23 +107,99 @@ class KnowledgeService:
     async def delete_document(self, caller: Caller, document_id: str) -> None:
         """Delete a document with its chunks. Raises NOT_FOUND or USER_DISABLED."""
         async with self._database.transaction(caller) as connection:
+            document = _living(await self._held(connection, caller, document_id))
+            seq = await spaces.next_seq(connection, caller.tenant_id, document["user_id"], KIND)
             repository = KnowledgeRepository(connection, caller.tenant_id)
-            document = owned(caller, await repository.document(document_id), "document")
-            if await repository.lock_document(document_id) is None:
-                raise HubError(Reason.REASON_NOT_FOUND, resource="document")
-            user_id = document["user_id"]
-            seq = await spaces.next_seq(connection, caller.tenant_id, user_id, KIND)
-            await repository.delete_document(document_id, seq)
+            values = {"deleted_at": dt.datetime.now(dt.UTC), "space_seq": seq}
+            await repository.set_document(document_id, values)
 
-    async def search(
-        self, caller: Caller, user_id: str, query: str, top_k: int, session_id: str
-    ) -> Sequence[Hit]:
+    async def undelete_document(self, caller: Caller, document_id: str) -> Row:
+        """Bring a deleted document back. Raises NOT_FOUND or USER_DISABLED."""
+        async with self._database.transaction(caller) as connection:
+            document = await self._held(connection, caller, document_id)
+            if document["deleted_at"] is not None:
+                user_id = document["user_id"]
+                seq = await spaces.next_seq(connection, caller.tenant_id, user_id, KIND)
+                repository = KnowledgeRepository(connection, caller.tenant_id)
+                document = await repository.set_document(
+                    document_id, {"deleted_at": None, "space_seq": seq}
+                )
+        self._wake()
+        return document
+
+    async def update_document(
+        self, caller: Caller, document_id: str, values: Mapping[str, Any], etag: str
+    ) -> Row:
+        """Change a document; what its chunks are made of lets it be processed anew.
+
+        Raises NOT_FOUND, USER_DISABLED or ETAG_MISMATCH.
+        """
+        changes = dict(values)
+        if "text" in changes:
+            changes["content_hash"] = _hash_of(changes["text"])
+        async with self._database.transaction(caller) as connection:
+            document = _living(await self._held(connection, caller, document_id))
+            if etag not in ("", document_etag(document)):
+                raise HubError(Reason.REASON_ETAG_MISMATCH)
+            repository = KnowledgeRepository(connection, caller.tenant_id)
+            if _makes_other_chunks(document, changes):
+                document = await repository.process_anew(document_id, changes)
+            else:
+                document = await repository.set_document(document_id, changes)
+        self._wake()
+        return document
+
+    async def retry_document(self, caller: Caller, document_id: str) -> Row:
+        """Let a failed document be processed again. Raises NOT_FOUND or USER_DISABLED."""
+        async with self._database.transaction(caller) as connection:
+            document = _living(await self._held(connection, caller, document_id))
+            if document["status"] == "failed":
+                repository = KnowledgeRepository(connection, caller.tenant_id)
+                document = await repository.process_anew(document_id, {})
+        self._wake()
+        return document
+
+    async def list_chunks(
+        self, caller: Caller, document_id: str, page: Page
+    ) -> tuple[Sequence[Row], str | None]:
+        """Return a page of a document's chunks and the key of the next.
+
+        Raises NOT_FOUND or USER_DISABLED.
+        """
+        async with self._database.statement(caller) as connection:
+            repository = KnowledgeRepository(connection, caller.tenant_id)
+            rows = await repository.list_chunks(document_id, page)
+        owned(caller, rows[0] if rows else None, "document")
+        chunks = [row for row in rows if row["chunk_id"] is not None]
+        return split(chunks, page.size, lambda row: str(row["chunk_index"]))
+
+    async def list_retrievals(
+        self, caller: Caller, session_id: str, page: Page
+    ) -> tuple[Sequence[Row], str | None]:
+        """Return a page of what searches returned to a session and the key of the next.
+
+        Raises NOT_FOUND or USER_DISABLED.
+        """
+        async with self._database.statement(caller) as connection:
+            repository = KnowledgeRepository(connection, caller.tenant_id)
+            rows = await repository.list_retrievals(session_id, page)
+        owned(caller, rows[0] if rows else None, "session")
+        found = [row for row in rows if row["retrieval_id"] is not None]
+        return split(found, page.size, lambda row: f"{row['retrieval_id']}|{row['rank']}")
+
+    async def _held(self, connection: Connection, caller: Caller, document_id: str) -> Row:
+        """Return a document, deleted or not, that nobody else changes until the end."""
+        repository = KnowledgeRepository(connection, caller.tenant_id)
+        return owned(caller, await repository.lock_document(document_id), "document")
+
+    async def search(self, caller: Caller, user_id: str, asked: Asked) -> Sequence[Hit]:
         """Return the chunks that fit a query, best first.
 
         Raises NOT_FOUND, USER_DISABLED or FEATURE_DISABLED.
         """
-        state = await self._state(caller, user_id, session_id)
-        vector = await self._search.embed(query)
+        state = await self._state(caller, user_id, asked.session_id)
+        vector = None if asked.mode == "lexical" else await self._search.embed(asked.query)
+        text = "" if asked.mode == "semantic" else asked.query
 
         async def pull(after: int) -> Sequence[Change]:
             async with self._database.statement(caller) as connection:
@@ -91,14 +209,15 @@ class KnowledgeService:
         async def read(chunk_ids: Sequence[str]) -> Mapping[str, Row]:
             async with self._database.statement(caller) as connection:
                 repository = KnowledgeRepository(connection, caller.tenant_id)
-                return await repository.shown_chunks(user_id, chunk_ids)
+                return await repository.shown_chunks(user_id, chunk_ids, asked.document_ids)
 
         space = self._search.space(caller.tenant_id, user_id, KIND)
+        top_k = asked.top_k or DEFAULT_TOP_K
         hits = await self._search.hits(
-            space, state, Query(query, vector), top_k or DEFAULT_TOP_K, pull, read
+            space, state, Query(text, vector), top_k, pull, read, asked.chosen
         )
-        if session_id and hits:
-            await self._record(caller, user_id, session_id, query, hits)
+        if asked.session_id and hits:
+            await self._record(caller, user_id, asked.session_id, asked.query, hits)
         return hits
 
     async def _state(self, caller: Caller, user_id: str, session_id: str) -> Row:
@@ -126,3 +245,30 @@ class KnowledgeService:
                 query=query,
                 embedding_model=self._search.model,
             )
+
+
+def document_etag(document: Row) -> str:
+    """Return the version of a document: 22 characters that change with what callers set."""
+    names = ("title", "content_hash", "source_url", "author", "metadata", "deleted_at")
+    text = repr([document[name] for name in names])
+    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()[:16])[:22].decode()
+
+
+def _makes_other_chunks(document: Row, changes: Mapping[str, Any]) -> bool:
+    """Tell whether changes alter what chunks and their vectors are made of."""
+    made_of = {**changes, "content_hash": changes.get("content_hash", b"").hex()}
+    if not made_of["content_hash"]:
+        del made_of["content_hash"]
+    names = ("title", "source_url", "content_hash")
+    return any(name in made_of and made_of[name] != document[name] for name in names)
+
+
+def _hash_of(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _living(document: Row) -> Row:
+    """Return a document that is not deleted. Raises NOT_FOUND."""
+    if document["deleted_at"] is not None:
+        raise HubError(Reason.REASON_NOT_FOUND, resource="document")
+    return document

@@ -1,10 +1,23 @@
 """KnowledgeService on the wire: check, call, convert."""
 
+from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf.message import Message
+
 from hub_client.v1 import knowledge_pb2 as pb
 from hub_server.caller import Caller
-from hub_server.convert import enum_from_text, struct_from_pb, struct_to_pb, timestamp_to_pb
+from hub_server.convert import (
+    enum_from_text,
+    enum_to_text,
+    struct_from_pb,
+    struct_to_pb,
+    timestamp_to_pb,
+)
+from hub_server.errors import HubError
 from hub_server.idempotency import retry_of
-from hub_server.knowledge.service import KnowledgeService
+from hub_server.knowledge.service import Asked, KnowledgeService, document_etag
+from hub_server.knowledge.watching import DocumentFeed, DocumentWatches
 from hub_server.paging import PageTokens
 from hub_server.rows import Row
 from hub_server.search import Hit
@@ -13,9 +26,12 @@ from hub_server.search import Hit
 class KnowledgeServicer:
     """Serves hub.v1.KnowledgeService."""
 
-    def __init__(self, service: KnowledgeService, pages: PageTokens) -> None:
+    def __init__(
+        self, service: KnowledgeService, watches: DocumentWatches, pages: PageTokens
+    ) -> None:
         """Serve the given rules."""
         self._knowledge = service
+        self._watches = watches
         self._pages = pages
 
     async def IngestDocument(
@@ -30,7 +46,9 @@ class KnowledgeServicer:
             "metadata": struct_from_pb("metadata", request.metadata),
         }
         user_id = caller.acting_for(request.user_id)
-        document = await self._knowledge.ingest(caller, retry_of(request), user_id, values)
+        document = await self._knowledge.ingest(
+            caller, retry_of(request), user_id, values, allow_duplicate=request.allow_duplicate
+        )
         return pb.IngestDocumentResponse(document=_document_to_pb(document))
 
     async def GetDocument(
@@ -46,7 +64,9 @@ class KnowledgeServicer:
         """List documents."""
         page = self._pages.read(caller, request, request.page_size, request.page_token)
         user_id = caller.acting_for(request.user_id)
-        documents, after = await self._knowledge.list_documents(caller, user_id, page)
+        documents, after = await self._knowledge.list_documents(
+            caller, user_id, page, show_deleted=request.show_deleted
+        )
         return pb.ListDocumentsResponse(
             documents=map(_document_to_pb, documents),
             next_page_token=self._pages.next(caller, request, after),
@@ -59,13 +79,110 @@ class KnowledgeServicer:
         await self._knowledge.delete_document(caller, request.document_id)
         return pb.DeleteDocumentResponse()
 
+    async def UndeleteDocument(
+        self, request: pb.UndeleteDocumentRequest, caller: Caller
+    ) -> pb.UndeleteDocumentResponse:
+        """Bring a deleted document back."""
+        document = await self._knowledge.undelete_document(caller, request.document_id)
+        return pb.UndeleteDocumentResponse(document=_document_to_pb(document))
+
+    async def UpdateDocument(
+        self, request: pb.UpdateDocumentRequest, caller: Caller
+    ) -> pb.UpdateDocumentResponse:
+        """Change a document."""
+        document = await self._knowledge.update_document(
+            caller, request.document_id, _changes(request), request.etag
+        )
+        return pb.UpdateDocumentResponse(document=_document_to_pb(document))
+
+    async def RetryDocument(
+        self, request: pb.RetryDocumentRequest, caller: Caller
+    ) -> pb.RetryDocumentResponse:
+        """Process a failed document again."""
+        document = await self._knowledge.retry_document(caller, request.document_id)
+        return pb.RetryDocumentResponse(document=_document_to_pb(document))
+
+    async def WatchDocument(self, request: pb.WatchDocumentRequest, _: Caller) -> "WatchFeed":
+        """Stream a document."""
+        return WatchFeed(self._watches.feed(request.document_id))
+
+    async def ListChunks(
+        self, request: pb.ListChunksRequest, caller: Caller
+    ) -> pb.ListChunksResponse:
+        """List the chunks of a document."""
+        page = self._pages.read(caller, request, request.page_size, request.page_token)
+        chunks, after = await self._knowledge.list_chunks(caller, request.document_id, page)
+        return pb.ListChunksResponse(
+            chunks=map(_chunk_to_pb, chunks),
+            next_page_token=self._pages.next(caller, request, after),
+        )
+
+    async def ListRetrievals(
+        self, request: pb.ListRetrievalsRequest, caller: Caller
+    ) -> pb.ListRetrievalsResponse:
+        """List what searches returned to a session."""
+        page = self._pages.read(caller, request, request.page_size, request.page_token)
+        found, after = await self._knowledge.list_retrievals(caller, request.session_id, page)
+        return pb.ListRetrievalsResponse(
+            retrievals=map(_retrieval_to_pb, found),
+            next_page_token=self._pages.next(caller, request, after),
+        )
+
     async def Search(self, request: pb.SearchRequest, caller: Caller) -> pb.SearchResponse:
         """Find chunks."""
-        user_id = caller.acting_for(request.user_id)
-        hits = await self._knowledge.search(
-            caller, user_id, request.query, request.top_k, request.session_id
+        asked = Asked(
+            query=request.query,
+            top_k=request.top_k,
+            session_id=request.session_id,
+            mode=enum_to_text(pb.SearchMode, request.mode, pb.SEARCH_MODE_HYBRID),
+            min_score=request.min_score,
+            document_ids=list(request.document_ids),
+            max_per_document=request.max_per_document,
         )
+        user_id = caller.acting_for(request.user_id)
+        hits = await self._knowledge.search(caller, user_id, asked)
         return pb.SearchResponse(hits=map(_hit_to_pb, hits))
+
+
+class WatchFeed:
+    """A watched document on the wire."""
+
+    def __init__(self, feed: DocumentFeed) -> None:
+        """Send what the feed yields."""
+        self._feed = feed
+        self.sent = feed.sent
+        self.wait = feed.wait
+        self.close = feed.close
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the document is processed."""
+        return self._feed.is_over
+
+    async def read(self, caller: Caller) -> Sequence[Message]:
+        """Return what to send next."""
+        documents = await self._feed.read(caller)
+        return [pb.WatchDocumentResponse(document=_document_to_pb(one)) for one in documents]
+
+
+def _changes(request: pb.UpdateDocumentRequest) -> dict[str, Any]:
+    """Return the values to set. Raises INVALID_FIELD."""
+    given = {
+        "title": request.title,
+        "text": request.text,
+        "source_url": request.source_url,
+        "author": request.author,
+        "metadata": struct_from_pb("metadata", request.metadata),
+    }
+    paths = list(request.update_mask.paths) or [name for name, value in given.items() if value]
+    if paths == ["*"]:
+        paths = list(given)
+    if not set(paths) <= set(given):
+        raise HubError.invalid("update_mask", f"may name: {', '.join(given)}")
+    for name in ("title", "text"):
+        if name in paths and not given[name]:
+            raise HubError.invalid(name, "must not be empty")
+    return {name: given[name] for name in paths}
 
 
 def _document_to_pb(document: Row) -> pb.Document:
@@ -81,12 +198,15 @@ def _document_to_pb(document: Row) -> pb.Document:
         metadata=struct_to_pb(document["metadata"]),
         created_at=timestamp_to_pb(document["created_at"]),
         updated_at=timestamp_to_pb(document["updated_at"]),
+        chunks_done=document["chunks_done"],
+        chunks_total=document["chunks_total"],
+        deleted_at=timestamp_to_pb(document["deleted_at"]),
+        etag=document_etag(document),
     )
 
 
-def _hit_to_pb(hit: Hit) -> pb.SearchHit:
-    row = hit.row
-    chunk = pb.Chunk(
+def _chunk_to_pb(row: Row) -> pb.Chunk:
+    return pb.Chunk(
         chunk_id=row["chunk_id"],
         document_id=row["document_id"],
         document_title=row["document_title"],
@@ -95,8 +215,25 @@ def _hit_to_pb(hit: Hit) -> pb.SearchHit:
         token_count=row["token_count"],
         metadata=struct_to_pb(row["metadata"]),
     )
+
+
+def _retrieval_to_pb(row: Row) -> pb.Retrieval:
+    return pb.Retrieval(
+        retrieval_id=row["retrieval_id"],
+        session_id=row["session_id"],
+        chunk_id=row["chunk_id"],
+        rank=row["rank"],
+        score=row["score"],
+        query=row["query"],
+        embedding_model=row["embedding_model"],
+        created_at=timestamp_to_pb(row["created_at"]),
+        times_retrieved=row["times_retrieved"],
+    )
+
+
+def _hit_to_pb(hit: Hit) -> pb.SearchHit:
     return pb.SearchHit(
-        chunk=chunk,
+        chunk=_chunk_to_pb(hit.row),
         score=hit.candidate.score,
         vector_score=hit.candidate.vector_score,
         word_score=hit.candidate.word_score,

@@ -25,7 +25,7 @@ from hub_server.ids import new_id
 from hub_server.jobs import splitting
 from hub_server.jobs.ingestion import Ingestion, _Attempt
 from hub_server.knowledge.repository import claim_document
-from hub_server.knowledge.service import KnowledgeService
+from hub_server.knowledge.service import Asked, KnowledgeService
 from hub_server.migrations import migrate
 from hub_server.retrieval.views import Views
 from hub_server.search import Search
@@ -111,7 +111,9 @@ class Library:
     async def add(self, text: str, title: str = "A title") -> str:
         """Ingest a document, which then waits; return its id."""
         values = {"title": title, "text": text, "source_url": "", "author": "", "metadata": {}}
-        row = await self.service.ingest(self.caller, Retry("", b""), self.user_id, values)
+        row = await self.service.ingest(
+            self.caller, Retry("", b""), self.user_id, values, allow_duplicate=True
+        )
         return str(row["document_id"])
 
     def sql(self, statement: str, *parameters: Any) -> list[Any]:
@@ -251,7 +253,7 @@ async def late_write(attempt: _Attempt, document: Any) -> bool:
         "embedding": b"\0" * 1024,
         "metadata": {},
     }
-    return await attempt.write(document, [row], "model", last=True)
+    return await attempt.write(document, [row], "model", of=1000)
 
 
 async def late_finish(attempt: _Attempt, document: Any) -> bool:
@@ -420,7 +422,8 @@ async def test_what_is_finished_is_found(library: Library, model: Embedder) -> N
     document_id = await library.add(LARGE)
     async with ingesting(library, model):
         await until_settled(library, document_id)
-    hits = await library.service.search(library.caller, library.user_id, "bird number 59", 1, "")
+    asked = Asked("bird number 59", top_k=1)
+    hits = await library.service.search(library.caller, library.user_id, asked)
     assert "bird number 59." in hits[0].row["content"]
     assert hits[0].row["metadata"]["chunk_index"] >= library.indexes(document_id)[-2]
 
