@@ -149,9 +149,8 @@ async def test_a_deleted_document_comes_back_as_it_was(tenant: Tenant, user: Use
     back = (await undelete(UndeleteDocumentRequest(**about))).document
     assert (back.etag, back.status) == (document.etag, _READY)
     assert (await undelete(UndeleteDocumentRequest(**about))).document == back
-    assert [hit.chunk.document_id for hit in await search(tenant, user, "owls")] == [
-        document.document_id
-    ]
+    hits = await search(tenant, user, "owls")
+    assert [hit.chunk.document_id for hit in hits] == [document.document_id]
 
 
 async def test_a_failed_document_can_be_tried_again(tenant: Tenant, user: User) -> None:
@@ -181,9 +180,9 @@ async def test_a_watched_document_is_seen_to_become_ready(tenant: Tenant, user: 
     assert seen[-1].chunk_count == seen[-1].chunks_total == seen[-1].chunks_done > 16
     done = [one.chunks_done for one in seen]
     assert done == sorted(done)
+    foreign = tenant.client.knowledge.watch_document(WatchDocumentRequest(document_id=user.user_id))
     with pytest.raises(errors.NotFoundError):
-        foreign = WatchDocumentRequest(document_id=user.user_id)
-        await anext(tenant.client.knowledge.watch_document(foreign))
+        await anext(foreign)
 
 
 async def test_a_search_is_narrowed_as_asked(tenant: Tenant, user: User) -> None:
@@ -218,8 +217,8 @@ async def test_what_was_returned_to_a_session_is_listed(
     session = await tenant.new_session(user)
     for query in ("owls", "cars"):
         await search(tenant, user, query, session_id=session.session_id)
-    for page_size in (1, 3, 50):
-        request = ListRetrievalsRequest(session_id=session.session_id, page_size=page_size)
+    request = ListRetrievalsRequest(session_id=session.session_id)
+    for request.page_size in (1, 3, 50):
         found = [one async for one in tenant.client.knowledge.list_retrievals(request)]
         assert [(one.query, one.rank) for one in found] == [
             ("cars", 1),

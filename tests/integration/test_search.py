@@ -44,9 +44,9 @@ _QUERIES = (
 
 _COPY_DOCUMENTS = """
     INSERT INTO documents (tenant_id, document_id, user_id, title, text, status, content_hash,
-                           chunk_count, space_seq)
+                           chunk_count, space_seq, revision)
     SELECT tenant_id, md5(%s || document_id)::uuid, %s, title, text, status, content_hash,
-           chunk_count, space_seq
+           chunk_count, space_seq, revision
     FROM documents WHERE user_id = %s
 """
 _COPY_CHUNKS = """
