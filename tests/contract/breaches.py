@@ -117,6 +117,8 @@ def _bad_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
         yield "max_items", [_item(field)] * (limits.max_items + 1)
         if field.enum_type is not None:
             yield from (("undefined", [number]) for number in (0, 99, -1, 2**31 - 1))
+        if field.type == FieldDescriptor.TYPE_STRING:
+            yield from ((limit, [value]) for limit, value in _bad_strings(limits))
     elif field.type == FieldDescriptor.TYPE_STRING:
         yield from _bad_strings(limits)
     elif field.enum_type is not None:
@@ -129,6 +131,8 @@ def _bad_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
 
 def _item(field: FieldDescriptor) -> Any:
     """Return a valid item of a repeated field."""
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return _UUID
     if field.message_type is None:
         return 1
     item = GetMessageClass(field.message_type)()

@@ -16,6 +16,7 @@ from tests.contract.wire import METHODS, SERVICES
 
 # Texts that machines make for machines, and that nobody's words get into.
 _MACHINE_TEXTS: Final = {
+    "embedding_model",
     "etag",
     "event_type",
     "target_type",
@@ -70,7 +71,7 @@ def test_there_are_four_services() -> None:
         "hub.v1.MemoryService",
         "hub.v1.KnowledgeService",
     }
-    assert len(METHODS) == 64
+    assert len(METHODS) == 70
 
 
 @of_each_method
@@ -96,7 +97,7 @@ def _is_text(field: FieldDescriptor) -> bool:
 
     The rule: a string, bytes or Struct does, unless it is an id, or one of `_MACHINE_TEXTS`.
     """
-    if field.name.endswith("_id") or field.name in _MACHINE_TEXTS:
+    if field.name.endswith(("_id", "_ids")) or field.name in _MACHINE_TEXTS:
         return False
     if field.message_type is not None:
         return field.message_type.full_name == "google.protobuf.Struct"

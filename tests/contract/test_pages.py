@@ -41,6 +41,17 @@ _REFUSED: Final = (
     "page_token was altered, or belongs to another caller or filter",
 )
 
+_RETRIEVED: Final = """
+    INSERT INTO retrievals (tenant_id, retrieval_id, rank, session_id, user_id, chunk_id, query,
+                            score, embedding_model)
+    VALUES (%s, gen_random_uuid(), %s, %s, %s, gen_random_uuid(), 'tea', 1, 'model')
+"""
+_CHUNKS: Final = """
+    INSERT INTO chunks (tenant_id, chunk_id, document_id, user_id, chunk_index, content,
+                        token_count, embedding, embedding_model, metadata)
+    VALUES (%s, gen_random_uuid(), %s, %s, %s, 'tea', 1, '', 'model', '{}')
+"""
+
 of_each_list = pytest.mark.parametrize("method", _LISTS, ids=lambda method: method.name)
 of_each_list_of_a_user = pytest.mark.parametrize(
     "method", _OF_A_USER, ids=lambda method: method.name
@@ -54,6 +65,7 @@ class Lists:
     tenant: Tenant
     user: User
     session_id: str
+    document_id: str = ""
     other_key: str = ""
 
     def asked(self, method: MethodDescriptor) -> Mapping[str, str]:
@@ -61,6 +73,7 @@ class Lists:
         known = {
             "user_id": self.user.user_id,
             "session_id": self.session_id,
+            "document_id": self.document_id,
             "event_type": "user_created",
         }
         return {name: known[name] for name in known if name in method.input_type.fields_by_name}
@@ -84,9 +97,14 @@ async def lists(hub: Hub) -> Lists:
                 memory_content=f"Fact {number}",
             )
         )
-        await client.knowledge.ingest_document(
-            IngestDocumentRequest(user_id=user.user_id, title=f"{number}", text=" ")
+        ingest = IngestDocumentRequest(
+            user_id=user.user_id, title=f"{number}", text=" ", allow_duplicate=True
         )
+        document = (await client.knowledge.ingest_document(ingest)).document
+        hub.sql(_RETRIEVED, tenant.tenant_id, number, session.session_id, user.user_id)
+    hub.sql("UPDATE documents SET revision = 1 WHERE document_id = %s", document.document_id)
+    for number in range(_ROWS):
+        hub.sql(_CHUNKS, tenant.tenant_id, document.document_id, user.user_id, number)
     caller = Caller.hub(tenant.tenant_id)
     async with hub.database.transaction(caller) as connection:
         for _ in range(_ROWS):
@@ -97,7 +115,7 @@ async def lists(hub: Hub) -> Lists:
                 refresh_expires_at=dt.datetime(2100, 1, 1, tzinfo=dt.UTC),
             )
     other_key, _ = [await issue(tenant, SERVICE_KEY) for _ in range(_ROWS - 1)]
-    return Lists(tenant, user, session.session_id, other_key)
+    return Lists(tenant, user, session.session_id, document.document_id, other_key)
 
 
 class Lister:

@@ -156,7 +156,9 @@ def _fill(
         if field.is_repeated and field.message_type is not None:
             _fill(chance, getattr(message, field.name).add(), whose, canary)
         elif field.is_repeated:
-            getattr(message, field.name).append(chance.randint(1, 13))
+            is_id = field.type == field.TYPE_STRING
+            item = chance.choice(whose)["document_id"] if is_id else chance.randint(1, 13)
+            getattr(message, field.name).append(item)
         elif field.message_type is not None:
             inner = getattr(message, field.name)
             if field.message_type.file.package == "hub.v1":

@@ -82,7 +82,7 @@ async def test_the_same_text_is_stored_once(tenant: Tenant, user: User) -> None:
 async def test_a_changed_text_takes_the_place_of_the_old_one_at_once(
     tenant: Tenant, user: User
 ) -> None:
-    """While it is processed searches find the old text and nothing else; after it, the new alone."""
+    """While it is processed searches find the old text alone, and after it the new one alone."""
     document = await tenant.ingest(user, "Birds", "Owls hunt mice at night.")
     request = UpdateDocumentRequest(document_id=document.document_id, text="Swans sleep on lakes.")
     # The last step of the processing takes a seq of the space, and waits for it here.

@@ -409,7 +409,7 @@ def _fill(message: Message, ids: dict[str, str]) -> None:
 def _id_fields(descriptor: Descriptor) -> Iterator[tuple[str, ...]]:
     """Yield the paths of all fields that hold an id."""
     for field in descriptor.fields:
-        if field.name == "actor_credential_id":
+        if field.name == "actor_credential_id" or field.is_repeated:
             continue  # a filter: what it does not find is an empty list
         if field.GetOptions().Extensions[options_pb2.limits].uuid:
             yield (field.name,)

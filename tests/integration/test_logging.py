@@ -133,7 +133,10 @@ async def test_every_call_is_logged_and_nothing_sensitive_ever_is(logged: Logged
     assert len(lines) == len(logged.answers)
     for line in lines:
         path, answer = logged.answers[line["request_id"]]
-        assert (line["method"], line["code"]) == (path, answer.code.name)
+        # A stream that is left after its first answer may have ended by itself just then.
+        codes = {answer.code.name} | ({"OK"} if answer.code.name == "CANCELLED" else set())
+        assert line["method"] == path
+        assert line["code"] in codes
         assert line.get("reason", "") == answer.reason
         assert line["ms"] >= 0
 
