@@ -86,6 +86,7 @@ async def lists(hub: Hub) -> Lists:
     user, *_ = [await tenant.new_user() for _ in range(_ROWS)]
     session, *_ = [await tenant.new_session(user) for _ in range(_ROWS)]
     client = tenant.client
+    documents: list[str] = []
     for number in range(_ROWS):
         await client.chat.append_message(
             AppendMessageRequest(session_id=session.session_id, role=Role.ROLE_USER)
@@ -100,11 +101,14 @@ async def lists(hub: Hub) -> Lists:
         ingest = IngestDocumentRequest(
             user_id=user.user_id, title=f"{number}", text=" ", allow_duplicate=True
         )
-        document = (await client.knowledge.ingest_document(ingest)).document
+        documents = [
+            (await client.knowledge.ingest_document(ingest)).document.document_id,
+            *documents,
+        ]
         hub.sql(_RETRIEVED, tenant.tenant_id, number, session.session_id, user.user_id)
-    hub.sql("UPDATE documents SET revision = 1 WHERE document_id = %s", document.document_id)
+    hub.sql("UPDATE documents SET revision = 1 WHERE document_id = %s", documents[0])
     for number in range(_ROWS):
-        hub.sql(_CHUNKS, tenant.tenant_id, document.document_id, user.user_id, number)
+        hub.sql(_CHUNKS, tenant.tenant_id, documents[0], user.user_id, number)
     caller = Caller.hub(tenant.tenant_id)
     async with hub.database.transaction(caller) as connection:
         for _ in range(_ROWS):
@@ -115,7 +119,7 @@ async def lists(hub: Hub) -> Lists:
                 refresh_expires_at=dt.datetime(2100, 1, 1, tzinfo=dt.UTC),
             )
     other_key, _ = [await issue(tenant, SERVICE_KEY) for _ in range(_ROWS - 1)]
-    return Lists(tenant, user, session.session_id, document.document_id, other_key)
+    return Lists(tenant, user, session.session_id, documents[0], other_key)
 
 
 class Lister:
