@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test lint format protos check-protos lock clean bench-echo bench-tenancy bench-cranfield bench-search \
-  bench-login bench-append campaign-isolation campaign-chat
+  bench-login bench-append campaign-isolation campaign-chat campaign-model
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -73,6 +73,9 @@ campaign-isolation: $(READY) ## Make 10,000 calls of two tenants at random; minu
 
 campaign-chat: $(READY) ## Append 100,000 times amid 52 kills -9 and cut connections; minutes. SEED=n repeats one.
 	@CAMPAIGN_SEED=$(SEED) $(BIN)/pytest -s -m "" -k "control or campaign" tests/e2e/test_histories.py
+
+campaign-model: $(READY) ## Compare the hub with a model of chat in 40,000 random calls; minutes. SEED=n repeats one.
+	@CAMPAIGN_SEED=$(SEED) $(BIN)/pytest -s -m slow tests/integration/test_chat_model.py
 
 clean: ## Remove what make made. The data in .hub stays.
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

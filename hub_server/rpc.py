@@ -262,7 +262,9 @@ class Rpc:
     async def _send(self, context: Context, message: bytes, end: float) -> None:
         """Send a message; flow control holds it up while the reader does not read."""
         try:
-            await asyncio.wait_for(context.write(message), min(self._stall, _left(end)))
+            # Not wait_for, which before Python 3.12 may swallow that the reader has left.
+            async with asyncio.timeout(min(self._stall, _left(end))):
+                await context.write(message)
         except TimeoutError:
             late = _left(end) <= 0
             reason = Reason.REASON_DEADLINE_EXCEEDED if late else Reason.REASON_READER_TOO_SLOW
