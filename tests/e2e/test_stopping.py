@@ -41,6 +41,8 @@ def test_a_demo_that_is_broken_off_leaves_nothing_behind(
         cwd=Path(__file__).parents[2],
         env=os.environ | {"TMPDIR": str(tmp_path), "HUB_EMBEDDING": "wordllama"},
         stdout=subprocess.DEVNULL,
+        # Whoever runs tests in the background ignores SIGINT, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     )
     deadline = time.monotonic() + 60
     while not (locks := list(tmp_path.glob("hub-demo-*/data/postgres/postmaster.pid"))):

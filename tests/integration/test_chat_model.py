@@ -7,7 +7,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Final
@@ -678,9 +678,9 @@ def _activity(talk: Talk) -> Any:
 
 
 @pytest.fixture
-def line(hub: Hub, tenant: Tenant) -> Iterator[Line]:
+async def line(hub: Hub, tenant: Tenant) -> AsyncIterator[Line]:
     """A line of a new tenant to the session's hub."""
-    line = Line(hub, tenant, asyncio.get_event_loop())
+    line = Line(hub, tenant, asyncio.get_running_loop())
     yield line
     line.close()
 

@@ -112,8 +112,12 @@ _INGEST = Creation(
     "IngestDocument",
     "documents",
     lambda user_id, request_id: (
-        IngestDocumentRequest(user_id=user_id, title="t", text="one", request_id=request_id),
-        IngestDocumentRequest(user_id=user_id, title="t", text="other", request_id=request_id),
+        IngestDocumentRequest(
+            user_id=user_id, title="t", text="one", request_id=request_id, allow_duplicate=True
+        ),
+        IngestDocumentRequest(
+            user_id=user_id, title="t", text="other", request_id=request_id, allow_duplicate=True
+        ),
     ),
     lambda client, request: client.knowledge.ingest_document(request),
     "UPDATE documents SET title = 'changed', status = 'ready', chunk_count = 3, updated_at = now()",
