@@ -16,7 +16,7 @@ async def channel(hub: Hub) -> AsyncIterator[grpc.aio.Channel]:
         yield channel
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def world(hub: Hub) -> World:
     """A tenant that all contract tests share, with one row of each kind."""
     return await make_world(await hub.new_tenant())
