@@ -83,16 +83,18 @@ class Search:
         pull: Pull,
         read: Read,
         chosen: Choose = lambda hits: hits,
+        among: Sequence[str] | None = None,
     ) -> Sequence[Hit]:
         """Return the best rows of a space, at most ``top_k``, best first.
 
         ``state`` is the space's row of ``spaces.state``: the view follows ``pull`` up to its
         last_seq before it is asked. ``read`` returns, by id, the rows that may be shown, and
         ``chosen`` those hits of them that are wanted; too few, and the view is asked for more.
+        ``among`` confines the search to the rows with these ids; None = it is not confined.
         """
         limit = top_k + _SPARE
         while True:
-            candidates = await self.candidates(space, state, query, limit, pull)
+            candidates = await self.candidates(space, state, query, limit, pull, among)
             rows = await read([candidate.row_id for candidate in candidates])
             found = [Hit(rows[one.row_id], one) for one in candidates if one.row_id in rows]
             hits = chosen(found)
@@ -101,9 +103,18 @@ class Search:
             limit *= WIDEN
 
     async def candidates(
-        self, space: Space, state: Row, query: Query, limit: int, pull: Pull
+        self,
+        space: Space,
+        state: Row,
+        query: Query,
+        limit: int,
+        pull: Pull,
+        among: Sequence[str] | None = None,
     ) -> Sequence[Candidate]:
-        """Return what the view of a space proposes, at most ``limit`` rows, best first."""
+        """Return what the view of a space proposes, at most ``limit`` rows, best first.
+
+        With ``among`` only rows with these ids are, and all of them that fit: none is missed.
+        """
         return await self._views.search(
             space,
             dimension=self._embedder.dimension,
@@ -113,6 +124,7 @@ class Search:
             query_text=query.text,
             query_vector=query.vector,
             limit=limit,
+            among=among,
         )
 
     def space(self, tenant_id: str, user_id: str, kind: str) -> Space:

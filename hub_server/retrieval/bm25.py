@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hub_server.retrieval.packing import Parts, packed, unpacked
-from hub_server.retrieval.ranking import Ranked, Scores, best, nothing
+from hub_server.retrieval.ranking import Labels, Ranked, Scores, best, nothing
 
 __all__ = ["Bm25Index"]
 
@@ -98,10 +98,11 @@ class Bm25Index:
         if dead > _MAX_DEAD * (self._pairs + len(self._alive)):
             self._compact()
 
-    def top(self, query_terms: Sequence[str], k: int) -> Ranked:
+    def top(self, query_terms: Sequence[str], k: int, among: Labels | None = None) -> Ranked:
         """Return the labels and scores of the `k` best rows that share a term with the query.
 
-        A term asked twice counts twice. Equal scores come in the order of their labels.
+        A term asked twice counts twice. Equal scores come in the order of their labels. `among`
+        confines it to these labels, of live rows; the statistics stay those of all.
         """
         if self._live_terms == 0:
             return nothing()
@@ -111,7 +112,11 @@ class Bm25Index:
         scores = np.zeros(len(lengths))
         for term, times in Counter(query_terms).items():
             self._score(term, times, saturation, scores)
-        found = np.flatnonzero(scores)
+        if among is None:
+            found = np.flatnonzero(scores)
+        else:
+            slots = np.array([self._slots[label] for label in among.tolist()], dtype=np.int64)
+            found = slots[scores[slots] > 0]
         return best(np.frombuffer(self._labels, dtype=np.int64)[found], scores[found], k)
 
     def dump(self) -> Parts:

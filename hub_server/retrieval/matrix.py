@@ -97,6 +97,11 @@ class Rows:
             labels, scores = labels[alive], scores[alive]
         return best(labels, scores, k)
 
+    def nearest_among(self, query: Matrix, k: int, labels: Labels) -> Ranked:
+        """As `nearest`, of those of the given labels whose rows live."""
+        labels = labels[self.have(labels)]
+        return best(labels, (self.vectors(labels) @ query).astype(np.float64), k)
+
     def after(self, label: int, most: int) -> tuple[Labels, Matrix]:
         """Return copies of the first `most` live rows with labels above `label`."""
         rows = self._behind(label)

@@ -102,11 +102,12 @@ class VectorIndex:
                 self._graph.remove(np.unique(labels[labels <= self._graph.last]))
             self._judge()
 
-    def search(self, query: Matrix, k: int) -> Ranked:
+    def search(self, query: Matrix, k: int, among: Labels | None = None) -> Ranked:
         """Return the `k` rows nearest to `query` (shape (dimension,)), or all if fewer live.
 
         Of the rows in a graph they are those it leads to, almost always all. Scores are cosines,
-        highest first; equal ones in the order of their labels.
+        highest first; equal ones in the order of their labels. `among` confines it to these
+        labels, of whatever rows: then it is exact, since a graph leads past most of them.
 
         Raises:
             ValueError: the query is zero, infinite, not a number, or of another dimension.
@@ -114,6 +115,8 @@ class VectorIndex:
         """
         direction = unit(query[np.newaxis], self._rows.dimension)[0]
         with self._lock:
+            if among is not None:
+                return self._rows.nearest_among(direction, k, among)
             return self._nearest(direction, k)
 
     def build(self, is_stopped: Callable[[], bool]) -> None:

@@ -17,7 +17,7 @@ from hub_server.retrieval.vectors import VectorIndex
 __all__ = ["Candidate", "Change", "Dump", "Flaws", "IndexedRow", "View"]
 
 # A row's and a group's entries here: ids, dict entries, tuples (sys.getsizeof, 64-bit CPython).
-_ROW_BYTES = 250
+_ROW_BYTES = 320
 _GROUP_BYTES = 350
 
 # BLAS and hnswlib answer the same vectors with sums that differ in the last bits, depending on
@@ -106,6 +106,7 @@ class View:
         self._words = Bm25Index()
         self._vectors = VectorIndex(dimension, exact_max_bytes)
         self._row_ids: dict[int, str] = {}
+        self._labels: dict[str, int] = {}
         # A group that is gone stays, without labels, so that its seq still stops a stale change.
         self._groups: dict[str, _Group] = {}
         self._without_vector: set[int] = set()
@@ -170,20 +171,30 @@ class View:
         """Note that nothing up to `seq` is missing from the view."""
         self.applied_seq = max(self.applied_seq, seq)
 
-    def search(self, query_text: str, query_vector: Matrix | None, limit: int) -> list[Candidate]:
+    def search(
+        self,
+        query_text: str,
+        query_vector: Matrix | None,
+        limit: int,
+        among: Sequence[str] | None = None,
+    ) -> list[Candidate]:
         """Return the `limit` best rows, best first; equal scores in the order of row ids.
 
-        Without a query vector rows are found by words alone.
+        Without a query vector rows are found by words alone. `among` confines it to the rows
+        with these ids, searched exactly; ids that are not here are passed over.
 
         Raises:
             ValueError: the query vector is zero, not finite, or of another dimension.
 
         """
         depth = max(CANDIDATES, limit)
-        words = self._words.top(self._analyzer.query_terms(query_text), depth)
+        only = None
+        if among is not None:
+            only = _labels({self._labels[one] for one in among if one in self._labels})
+        words = self._words.top(self._analyzer.query_terms(query_text), depth, only)
         vectors = nothing()
         if query_vector is not None:
-            vectors = self._vectors.search(query_vector, depth)
+            vectors = self._vectors.search(query_vector, depth, only)
         labels, scores = fuse(words, vectors, depth=depth)
         ranked = sorted(
             zip(np.round(-scores, _TIE_PLACES).tolist(), labels.tolist(), strict=True),
@@ -203,7 +214,7 @@ class View:
 
     def flaws(self, changes: Iterable[Change]) -> Flaws:
         """Compare the view with all there is: the newest change of every group."""
-        labels = {row_id: label for label, row_id in self._row_ids.items()}
+        labels = self._labels
         seqs = {label: group.seq for group in self._groups.values() for label in group.labels}
         living, missing, stale = set[str](), set[str](), set[str]()
         for change in changes:
@@ -256,6 +267,7 @@ class View:
         view._row_ids = dict(
             zip(parts["row_labels"].tolist(), unpacked(parts["row_ids"]), strict=True)
         )
+        view._labels = {row_id: label for label, row_id in view._row_ids.items()}
         view._without_vector = set(parts["without_vector"].tolist())
         columns = (parts[f"group_{name}"].tolist() for name in ("seqs", "firsts", "stops"))
         for group, seq, first, stop in zip(unpacked(parts["groups"]), *columns, strict=True):
@@ -276,7 +288,9 @@ class View:
         labels = [label for group in known for label in group.labels]
         for label in labels:
             self._words.remove(label)
-            del self._row_ids[label]
+            row_id = self._row_ids.pop(label)
+            if self._labels[row_id] == label:  # not where it went to another group meanwhile
+                del self._labels[row_id]
         self._vectors.remove(_labels(set(labels) - self._without_vector))
         self._churn += len(labels)
         self._without_vector.difference_update(labels)
@@ -304,7 +318,7 @@ class View:
         label = self._next_label  # labels are never reused, hnswlib would not survive it
         self._next_label += 1
         self._words.add(label, self._analyzer.terms(row.text))
-        self._row_ids[label] = row.row_id
+        self._row_ids[label], self._labels[row.row_id] = row.row_id, label
         return label
 
 

@@ -132,7 +132,7 @@ class Views:
         """Estimate of the memory all views hold, in bytes."""
         return sum(entry.nbytes for entry in self._entries.values())
 
-    async def search(
+    async def search(  # noqa: PLR0913 - what is searched and what is asked, all by name
         self,
         space: Space,
         *,
@@ -143,11 +143,13 @@ class Views:
         query_text: str,
         query_vector: Matrix | None,
         limit: int,
+        among: Sequence[str] | None = None,
     ) -> list[Candidate]:
         """Bring the view of `space` up to `last_seq`, then return its `limit` best rows.
 
-        A view of another language or dimension is rebuilt, as is one that a change broke. Errors
-        of `pull` pass through; what was applied before them stays.
+        `among` confines it to the rows with these ids, searched exactly; see View. A view of
+        another language or dimension is rebuilt, as is one that a change broke. Errors of `pull`
+        pass through; what was applied before them stays.
 
         Raises:
             ValueError: the query vector is zero, not finite, or of another dimension.
@@ -161,7 +163,8 @@ class Views:
                 try:
                     await _catch_up(view, last_seq, pull)
                     small = len(view) <= _INLINE_ROWS and len(query_text) <= _INLINE_CHARS
-                    search = partial(view.search, query_text, query_vector, limit)
+                    small = small and len(among or ()) <= _INLINE_ROWS
+                    search = partial(view.search, query_text, query_vector, limit, among)
                     return await _run(search, inline=small)
                 finally:
                     entry.nbytes = view.nbytes

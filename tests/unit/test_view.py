@@ -174,6 +174,44 @@ def test_a_query_vector_is_checked(query: Matrix) -> None:
 
 
 @_BOTH
+@settings(max_examples=40, deadline=None)
+@given(
+    changes=_changes(), among=st.sets(st.sampled_from([f"{g}{n}" for g in "abcd" for n in "012"]))
+)
+def test_a_search_among_some_rows_finds_all_of_them(
+    exact_max_bytes: int, changes: list[Change], among: set[str]
+) -> None:
+    """Confined to ids, a search finds just those the view has, with the scores all rows give."""
+    view = _view(exact_max_bytes, *changes)
+    of_all = {one.row_id: one for one in view.search("apple pear", _QUERY, 100)}
+    found = view.search("apple pear", _QUERY, 100, [*among, "unknown"])
+    assert {one.row_id for one in found} == among & of_all.keys()
+    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    for one in found:
+        assert one.word_score == of_all[one.row_id].word_score
+        assert one.vector_score == pytest.approx(of_all[one.row_id].vector_score, abs=1e-6)
+
+
+@_BOTH
+def test_a_search_among_far_rows_is_exact(exact_max_bytes: int) -> None:
+    """Of rows that no search of all would bring, the nearest come in order, none left out."""
+    rows = {f"r{number:04}": _row(f"r{number:04}", "plum") for number in range(2_000)}
+    view = _view(exact_max_bytes, Change("g", 1, tuple(rows.values())))
+    far = sorted(rows, key=lambda row_id: _cosine(rows[row_id]))[:300]
+    assert _ids(view.search("", _QUERY, 250, far)) == far[:49:-1]
+    assert set(_ids(view.search("plum", None, 300, far))) == set(far)
+    assert view.search("plum", _QUERY, 10, []) == []
+
+
+def test_a_row_that_went_to_another_group_is_found_by_its_id() -> None:
+    """Where a row's new group comes before its old one goes, its id still leads to it."""
+    view = _view(_EXACT, Change("old", 1, (_row("r", "plum"),)))
+    view.apply([Change("new", 2, (_row("r", "plum"),))])
+    view.apply([Change("old", 3, ())])
+    assert _ids(view.search("plum", _QUERY, 5, ["r"])) == ["r"]
+
+
+@_BOTH
 def test_removed_rows_give_their_memory_back(exact_max_bytes: int) -> None:
     """Emptied groups leave little behind."""
     view = _view(

@@ -57,6 +57,7 @@ async def _search(
     language: str = "en",
     last_seq: int | None = None,
     pull: Pull | None = None,
+    among: Sequence[str] | None = None,
 ) -> list[Candidate]:
     return await views.search(
         space,
@@ -67,6 +68,7 @@ async def _search(
         query_text=text,
         query_vector=_QUERY,
         limit=1_000,
+        among=among,
     )
 
 
@@ -108,6 +110,15 @@ async def test_only_what_is_new_is_pulled() -> None:
     log.changes.append(_change(5, "c", "fig"))
     assert _ids(await _search(views, log)) == {"a", "b", "c"}
     assert log.pulls == [0, 2]
+
+
+async def test_a_search_may_be_confined_to_some_ids() -> None:
+    """Only rows of the ids that were given come, the newest among them."""
+    views, log = Views(_PLENTY, _PLENTY), _Log(*_many(1, 9))
+    await _search(views, log)
+    log.changes.append(_change(10, "new", "plum"))
+    assert _ids(await _search(views, log, among=["r3", "new", "gone"])) == {"r3", "new"}
+    assert _ids(await _search(views, log, among=[])) == set()
 
 
 async def test_seqs_of_rows_that_are_gone_are_passed_over() -> None:
