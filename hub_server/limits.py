@@ -91,9 +91,6 @@ def loggable_fields(descriptor: Descriptor) -> tuple[str, ...]:
 
 
 def _compile_field(field: FieldDescriptor) -> Check:
-    if field.type == FieldDescriptor.TYPE_BYTES:
-        message = f"{field.full_name}: limits of bytes fields are not enforced"
-        raise ContractError(message)
     limits: FieldLimits = field.GetOptions().Extensions[options_pb2.limits]
     _refuse_unenforced(field, limits)
     rules = list(_rules(field, limits))
@@ -147,7 +144,7 @@ def _refuse_unenforced(field: FieldDescriptor, limits: FieldLimits) -> None:
     enforced = {"required"} | ({"max_items"} if field.is_repeated else set())
     if field.type == FieldDescriptor.TYPE_STRING:
         enforced |= {"min_length", "max_length", "max_bytes", "uuid", "email"}
-    elif field.type == FieldDescriptor.TYPE_MESSAGE:
+    elif field.type in (FieldDescriptor.TYPE_MESSAGE, FieldDescriptor.TYPE_BYTES):
         enforced |= {"max_bytes"}
     elif field.enum_type is None:
         enforced |= {"minimum", "maximum"}
@@ -169,6 +166,8 @@ def _is_ours(descriptor: Descriptor) -> bool:
 def _rules(field: FieldDescriptor, limits: FieldLimits) -> Iterator[_Rule]:
     if field.type == FieldDescriptor.TYPE_STRING:
         yield from _string_rules(field, limits)
+    elif field.type == FieldDescriptor.TYPE_BYTES:
+        yield _bytes_rule(field, limits)
     elif field.enum_type is not None:
         yield _enum_rule(field.enum_type, is_item=field.is_repeated)
     elif field.message_type is not None:
@@ -193,6 +192,13 @@ def _string_rules(field: FieldDescriptor, limits: FieldLimits) -> Iterator[_Rule
         yield lambda value: _at_most(len(value), most, "characters")
     if size := limits.max_bytes:
         yield lambda value: _at_most(_utf8_size(value), size, "bytes")
+
+
+def _bytes_rule(field: FieldDescriptor, limits: FieldLimits) -> _Rule:
+    if not (most := limits.max_bytes):
+        message = f"{field.full_name} declares no greatest size"
+        raise ContractError(message)
+    return lambda value: _at_most(len(value), most, "bytes")
 
 
 def _message_rules(

@@ -63,6 +63,14 @@ class Search:
         """The id of the model in use, as stored beside each vector."""
         return self._embedder.model
 
+    def dimension_of(self, model: str) -> int | None:
+        """Return the dimension of the model in use; None = it is another one."""
+        return self._embedder.dimension if model == self.model else None
+
+    async def count_tokens(self, texts: Sequence[str]) -> Sequence[int]:
+        """Return the tokens of texts. Raises OVERLOADED."""
+        return await self._workers.run(lambda: self._embedder.count_tokens(texts))
+
     async def embed(self, text: str) -> NDArray[np.float32]:
         """Return the vector of a text, shape (dimension,). Raises OVERLOADED and UNAVAILABLE."""
         try:
@@ -117,7 +125,7 @@ class Search:
         """
         return await self._views.search(
             space,
-            dimension=self._embedder.dimension,
+            dimension=self._embedder.dimension if query.vector is None else len(query.vector),
             language=state["preferred_language"],
             last_seq=state["last_seq"],
             pull=pull,
@@ -127,9 +135,9 @@ class Search:
             among=among,
         )
 
-    def space(self, tenant_id: str, user_id: str, kind: str) -> Space:
-        """Return the space of one kind of a user's rows, under the model in use."""
-        return Space(tenant_id, user_id, kind, self.model)
+    def space(self, tenant_id: str, user_id: str, kind: str, model: str = "") -> Space:
+        """Return the space of one kind of a user's rows, under a model; empty = the one in use."""
+        return Space(tenant_id, user_id, kind, model or self.model)
 
     def close(self) -> None:
         """End the threads."""

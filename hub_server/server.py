@@ -33,6 +33,7 @@ from hub_server.identity.servicer import IdentityServicer
 from hub_server.jobs import purge
 from hub_server.jobs.ingestion import Ingestion
 from hub_server.jobs.message_embedding import MessageEmbedding
+from hub_server.knowledge.own_chunks import OwnVectors
 from hub_server.knowledge.service import KnowledgeService
 from hub_server.knowledge.servicer import KnowledgeServicer
 from hub_server.knowledge.watching import DocumentWatches
@@ -167,7 +168,10 @@ async def _compose(
         "chat": await _compose_chat(settings, database, search, embedding, wakeups, pages, stack),
         "memory": MemoryServicer(MemoryService(database, search), pages),
         "knowledge": KnowledgeServicer(
-            knowledge, DocumentWatches(knowledge, wakeups, settings.heartbeat), pages
+            knowledge,
+            OwnVectors(database, search),
+            DocumentWatches(knowledge, wakeups, settings.heartbeat),
+            pages,
         ),
     }, ingestion
 

@@ -160,6 +160,8 @@ from hub_client.v1.identity_pb2 import (
     WhoAmIResponse,
 )
 from hub_client.v1.knowledge_pb2 import (
+    AddChunksRequest,
+    AddChunksResponse,
     Chunk,
     DOCUMENT_STATUS_FAILED,
     DOCUMENT_STATUS_PROCESSING,
@@ -179,6 +181,7 @@ from hub_client.v1.knowledge_pb2 import (
     ListDocumentsResponse,
     ListRetrievalsRequest,
     ListRetrievalsResponse,
+    OwnChunk,
     Retrieval,
     RetryDocumentRequest,
     RetryDocumentResponse,
@@ -288,6 +291,8 @@ __all__ = [
     "ActivateTenantResponse",
     "ActivateUserRequest",
     "ActivateUserResponse",
+    "AddChunksRequest",
+    "AddChunksResponse",
     "ApiKey",
     "AppendMessageRequest",
     "AppendMessageResponse",
@@ -429,6 +434,7 @@ __all__ = [
     "MessageOrder",
     "MessageSearch",
     "MessageType",
+    "OwnChunk",
     "REASON_CREDENTIAL_INVALID",
     "REASON_CREDENTIAL_MISSING",
     "REASON_DEADLINE_EXCEEDED",

@@ -131,6 +131,8 @@ from hub_client.v1.identity_pb2 import (
     WhoAmIResponse,
 )
 from hub_client.v1.knowledge_pb2 import (
+    AddChunksRequest,
+    AddChunksResponse,
     Chunk,
     DeleteDocumentRequest,
     DeleteDocumentResponse,
@@ -1608,6 +1610,21 @@ class KnowledgeClient:
             "/hub.v1.KnowledgeService/IngestDocument", request, IngestDocumentResponse, timeout
         )
 
+    def add_chunks(
+        self, request: AddChunksRequest, *, timeout: float | None = None
+    ) -> AddChunksResponse:
+        """Stores chunks whose vectors were made elsewhere: as a new document, or at the
+        end of one that was made so. All of them are stored or none; the document is
+        `ready`, and the next search finds them. The hub makes no vectors for such a
+        document: its text cannot be changed, and ReembedSpace leaves it as it is. A new
+        title is shown, and found by its words, and the vectors stay.
+
+        Errors include: NOT_FOUND (the user or the document), REQUEST_ID_REUSED.
+        """
+        return self._transport.call(
+            "/hub.v1.KnowledgeService/AddChunks", request, AddChunksResponse, timeout
+        )
+
     def get_document(
         self, request: GetDocumentRequest, *, timeout: float | None = None
     ) -> GetDocumentResponse:
@@ -1724,7 +1741,8 @@ class KnowledgeClient:
     def search(self, request: SearchRequest, *, timeout: float | None = None) -> SearchResponse:
         """Finds the chunks of a user's ready documents that fit a query in words or
         in meaning, best first. It sees every document that was `ready` before it
-        began.
+        began. A chunk whose vector is of another model than the query's is found by
+        its words alone.
 
         Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED.
         """
@@ -1757,6 +1775,21 @@ class AsyncKnowledgeClient:
         """
         return await self._transport.call(
             "/hub.v1.KnowledgeService/IngestDocument", request, IngestDocumentResponse, timeout
+        )
+
+    async def add_chunks(
+        self, request: AddChunksRequest, *, timeout: float | None = None
+    ) -> AddChunksResponse:
+        """Stores chunks whose vectors were made elsewhere: as a new document, or at the
+        end of one that was made so. All of them are stored or none; the document is
+        `ready`, and the next search finds them. The hub makes no vectors for such a
+        document: its text cannot be changed, and ReembedSpace leaves it as it is. A new
+        title is shown, and found by its words, and the vectors stay.
+
+        Errors include: NOT_FOUND (the user or the document), REQUEST_ID_REUSED.
+        """
+        return await self._transport.call(
+            "/hub.v1.KnowledgeService/AddChunks", request, AddChunksResponse, timeout
         )
 
     async def get_document(
@@ -1877,7 +1910,8 @@ class AsyncKnowledgeClient:
     ) -> SearchResponse:
         """Finds the chunks of a user's ready documents that fit a query in words or
         in meaning, best first. It sees every document that was `ready` before it
-        began.
+        began. A chunk whose vector is of another model than the query's is found by
+        its words alone.
 
         Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED.
         """

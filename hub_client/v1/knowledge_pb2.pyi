@@ -99,6 +99,7 @@ class Document(_message.Message):
     CHUNKS_TOTAL_FIELD_NUMBER: _builtins.int
     DELETED_AT_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
     document_id: _builtins.str
     """The document's id: a UUIDv7 made by the hub."""
     user_id: _builtins.str
@@ -122,6 +123,10 @@ class Document(_message.Message):
     etag: _builtins.str
     """The version of what callers set. A value that is not the current one is
     ETAG_MISMATCH in a change.
+    """
+    embedding_model: _builtins.str
+    """The model of its chunks' vectors, where AddChunks brought them. Empty = the
+    hub makes them.
     """
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
@@ -157,10 +162,11 @@ class Document(_message.Message):
         chunks_total: _builtins.int = ...,
         deleted_at: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        embedding_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deleted_at", b"deleted_at", "metadata", b"metadata", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "chunk_count", b"chunk_count", "chunks_done", b"chunks_done", "chunks_total", b"chunks_total", "created_at", b"created_at", "deleted_at", b"deleted_at", "document_id", b"document_id", "error", b"error", "etag", b"etag", "metadata", b"metadata", "source_url", b"source_url", "status", b"status", "title", b"title", "updated_at", b"updated_at", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "chunk_count", b"chunk_count", "chunks_done", b"chunks_done", "chunks_total", b"chunks_total", "created_at", b"created_at", "deleted_at", b"deleted_at", "document_id", b"document_id", "embedding_model", b"embedding_model", "error", b"error", "etag", b"etag", "metadata", b"metadata", "source_url", b"source_url", "status", b"status", "title", b"title", "updated_at", b"updated_at", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -246,10 +252,12 @@ class Chunk(_message.Message):
     content: _builtins.str
     """The passage."""
     token_count: _builtins.int
-    """Its size in tokens of the embedding model."""
+    """Its size in tokens of the embedding model, or as AddChunks was told."""
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """`source` (the document's source_url), `chunk_index` and `document_title`."""
+        """`source` (the document's source_url), `chunk_index` and `document_title`;
+        beside them what AddChunks was given.
+        """
 
     def __init__(
         self,
@@ -389,6 +397,147 @@ class IngestDocumentResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IngestDocumentResponse: _TypeAlias = IngestDocumentResponse  # noqa: Y015
+
+@_typing.final
+class OwnChunk(_message.Message):
+    """A chunk whose vector was made elsewhere."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_FIELD_NUMBER: _builtins.int
+    EMBEDDING_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    content: _builtins.str
+    """The passage, at most 65,536 bytes. Required."""
+    embedding: _builtins.bytes
+    """Its vector: float32, little-endian, 4 bytes a number, 1 to 4,096 numbers; what
+    `numpy.asarray(vector, "<f4").tobytes()` makes. In JSON that is base64, as
+    /v1/embeddings answers with `encoding_format: base64`. Its length does not matter,
+    but it must have a direction: zero, NaN and infinity are INVALID_FIELD. Required.
+    """
+    token_count: _builtins.int
+    """Its size in tokens, at most 1,000,000. 0 = the hub counts them, which takes about
+    a millisecond for a long chunk.
+    """
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
+        """What to keep beside the chunk, at most 16 KiB; not `source`, `chunk_index` or
+        `document_title`, which the hub sets.
+        """
+
+    def __init__(
+        self,
+        *,
+        content: _builtins.str = ...,
+        embedding: _builtins.bytes = ...,
+        metadata: _struct_pb2.Struct | None = ...,
+        token_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "embedding", b"embedding", "metadata", b"metadata", "token_count", b"token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OwnChunk: _TypeAlias = OwnChunk  # noqa: Y015
+
+@_typing.final
+class AddChunksRequest(_message.Message):
+    """Request of AddChunks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    DOCUMENT_ID_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    SOURCE_URL_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user. A user token may leave it out, and may only name its own."""
+    document_id: _builtins.str
+    """The document to add to, one that AddChunks made. Empty = a new one, with the
+    fields below; with a document they stay empty.
+    """
+    title: _builtins.str
+    """The title of a new document, 1 to 500 characters."""
+    source_url: _builtins.str
+    """Where it comes from, at most 2,048 characters."""
+    author: _builtins.str
+    """Who wrote it, at most 500 characters."""
+    embedding_model: _builtins.str
+    """The model that made the vectors, by a name that searches repeat, 1 to 200
+    characters. All vectors of one model that a user has are of one dimension, and all
+    chunks of a document of one model. Required.
+    """
+    request_id: _builtins.str
+    """A retry with the same id within 24 hours returns the first answer and
+    changes nothing. At most 128 characters; empty = not retried safely.
+    """
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
+        """What to keep beside the document, at most 64 KiB."""
+
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___OwnChunk]:
+        """The chunks, in their order: 1 to 500, and at most 10,000 of one document. As every
+        request these are at most 8 MiB together. Required.
+        """
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        document_id: _builtins.str = ...,
+        title: _builtins.str = ...,
+        source_url: _builtins.str = ...,
+        author: _builtins.str = ...,
+        metadata: _struct_pb2.Struct | None = ...,
+        embedding_model: _builtins.str = ...,
+        chunks: _abc.Iterable[Global___OwnChunk] | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "chunks", b"chunks", "document_id", b"document_id", "embedding_model", b"embedding_model", "metadata", b"metadata", "request_id", b"request_id", "source_url", b"source_url", "title", b"title", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddChunksRequest: _TypeAlias = AddChunksRequest  # noqa: Y015
+
+@_typing.final
+class AddChunksResponse(_message.Message):
+    """Response of AddChunks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    CHUNK_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def document(self) -> Global___Document:
+        """The document with the chunks."""
+
+    @_builtins.property
+    def chunk_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The ids of the added chunks, in their order."""
+
+    def __init__(
+        self,
+        *,
+        document: Global___Document | None = ...,
+        chunk_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_ids", b"chunk_ids", "document", b"document"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddChunksResponse: _TypeAlias = AddChunksResponse  # noqa: Y015
 
 @_typing.final
 class GetDocumentRequest(_message.Message):
@@ -551,10 +700,14 @@ class SearchRequest(_message.Message):
     MIN_SCORE_FIELD_NUMBER: _builtins.int
     DOCUMENT_IDS_FIELD_NUMBER: _builtins.int
     MAX_PER_DOCUMENT_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
+    EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user. A user token may leave it out, and may only name its own."""
     query: _builtins.str
-    """What to look for, 1 to 8,000 characters. Required."""
+    """What to look for, at most 8,000 characters. Required unless there is a `vector`
+    and the mode is not lexical.
+    """
     top_k: _builtins.int
     """Greatest number of chunks to return, at most 200. 0 = 10."""
     session_id: _builtins.str
@@ -567,6 +720,16 @@ class SearchRequest(_message.Message):
     """Only chunks with this score or a higher one, 0 to 1. 0 = all."""
     max_per_document: _builtins.int
     """Greatest number of chunks of one document. 0 = any."""
+    vector: _builtins.bytes
+    """What to look for, as a vector: float32, little-endian, 4 bytes a number; see
+    OwnChunk. It takes the place of the vector of `query`, whose words are looked
+    for beside it in mode hybrid. It needs to have a direction, as vectors of
+    chunks do, and their dimension.
+    """
+    embedding_model: _builtins.str
+    """The model of `vector`, at most 200 characters. Empty = the hub's own; another
+    one is a model of the user's chunks.
+    """
     @_builtins.property
     def document_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only chunks of these documents, at most 100. Empty = of all."""
@@ -582,10 +745,12 @@ class SearchRequest(_message.Message):
         min_score: _builtins.float = ...,
         document_ids: _abc.Iterable[_builtins.str] | None = ...,
         max_per_document: _builtins.int = ...,
+        vector: _builtins.bytes = ...,
+        embedding_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["document_ids", b"document_ids", "max_per_document", b"max_per_document", "min_score", b"min_score", "mode", b"mode", "query", b"query", "session_id", b"session_id", "top_k", b"top_k", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document_ids", b"document_ids", "embedding_model", b"embedding_model", "max_per_document", b"max_per_document", "min_score", b"min_score", "mode", b"mode", "query", b"query", "session_id", b"session_id", "top_k", b"top_k", "user_id", b"user_id", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

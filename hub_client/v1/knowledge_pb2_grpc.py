@@ -44,6 +44,11 @@ class KnowledgeServiceStub:
                 request_serializer=hub_dot_v1_dot_knowledge__pb2.IngestDocumentRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_knowledge__pb2.IngestDocumentResponse.FromString,
                 _registered_method=True)
+        self.AddChunks = channel.unary_unary(
+                '/hub.v1.KnowledgeService/AddChunks',
+                request_serializer=hub_dot_v1_dot_knowledge__pb2.AddChunksRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_knowledge__pb2.AddChunksResponse.FromString,
+                _registered_method=True)
         self.GetDocument = channel.unary_unary(
                 '/hub.v1.KnowledgeService/GetDocument',
                 request_serializer=hub_dot_v1_dot_knowledge__pb2.GetDocumentRequest.SerializeToString,
@@ -111,6 +116,19 @@ class KnowledgeServiceServicer:
         neither deleted nor failed, returns that document.
 
         Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddChunks(self, request, context):
+        """Stores chunks whose vectors were made elsewhere: as a new document, or at the
+        end of one that was made so. All of them are stored or none; the document is
+        `ready`, and the next search finds them. The hub makes no vectors for such a
+        document: its text cannot be changed, and ReembedSpace leaves it as it is. A new
+        title is shown, and found by its words, and the vectors stay.
+
+        Errors include: NOT_FOUND (the user or the document), REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -206,7 +224,8 @@ class KnowledgeServiceServicer:
     def Search(self, request, context):
         """Finds the chunks of a user's ready documents that fit a query in words or
         in meaning, best first. It sees every document that was `ready` before it
-        began.
+        began. A chunk whose vector is of another model than the query's is found by
+        its words alone.
 
         Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED.
         """
@@ -221,6 +240,11 @@ def add_KnowledgeServiceServicer_to_server(servicer, server):
                     servicer.IngestDocument,
                     request_deserializer=hub_dot_v1_dot_knowledge__pb2.IngestDocumentRequest.FromString,
                     response_serializer=hub_dot_v1_dot_knowledge__pb2.IngestDocumentResponse.SerializeToString,
+            ),
+            'AddChunks': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddChunks,
+                    request_deserializer=hub_dot_v1_dot_knowledge__pb2.AddChunksRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_knowledge__pb2.AddChunksResponse.SerializeToString,
             ),
             'GetDocument': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDocument,
@@ -305,6 +329,33 @@ class KnowledgeService:
             '/hub.v1.KnowledgeService/IngestDocument',
             hub_dot_v1_dot_knowledge__pb2.IngestDocumentRequest.SerializeToString,
             hub_dot_v1_dot_knowledge__pb2.IngestDocumentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddChunks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.KnowledgeService/AddChunks',
+            hub_dot_v1_dot_knowledge__pb2.AddChunksRequest.SerializeToString,
+            hub_dot_v1_dot_knowledge__pb2.AddChunksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,15 @@ class KnowledgeServiceStub:
 
     Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
     """
+    AddChunks: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.AddChunksRequest, _knowledge_pb2.AddChunksResponse]
+    """Stores chunks whose vectors were made elsewhere: as a new document, or at the
+    end of one that was made so. All of them are stored or none; the document is
+    `ready`, and the next search finds them. The hub makes no vectors for such a
+    document: its text cannot be changed, and ReembedSpace leaves it as it is. A new
+    title is shown, and found by its words, and the vectors stay.
+
+    Errors include: NOT_FOUND (the user or the document), REQUEST_ID_REUSED.
+    """
     GetDocument: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.GetDocumentRequest, _knowledge_pb2.GetDocumentResponse]
     """Returns one document with its status.
 
@@ -100,7 +109,8 @@ class KnowledgeServiceStub:
     Search: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.SearchRequest, _knowledge_pb2.SearchResponse]
     """Finds the chunks of a user's ready documents that fit a query in words or
     in meaning, best first. It sees every document that was `ready` before it
-    began.
+    began. A chunk whose vector is of another model than the query's is found by
+    its words alone.
 
     Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED.
     """
@@ -122,6 +132,15 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     neither deleted nor failed, returns that document.
 
     Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
+    """
+    AddChunks: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.AddChunksRequest, _knowledge_pb2.AddChunksResponse]  # type: ignore[assignment]
+    """Stores chunks whose vectors were made elsewhere: as a new document, or at the
+    end of one that was made so. All of them are stored or none; the document is
+    `ready`, and the next search finds them. The hub makes no vectors for such a
+    document: its text cannot be changed, and ReembedSpace leaves it as it is. A new
+    title is shown, and found by its words, and the vectors stay.
+
+    Errors include: NOT_FOUND (the user or the document), REQUEST_ID_REUSED.
     """
     GetDocument: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.GetDocumentRequest, _knowledge_pb2.GetDocumentResponse]  # type: ignore[assignment]
     """Returns one document with its status.
@@ -177,7 +196,8 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     Search: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.SearchRequest, _knowledge_pb2.SearchResponse]  # type: ignore[assignment]
     """Finds the chunks of a user's ready documents that fit a query in words or
     in meaning, best first. It sees every document that was `ready` before it
-    began.
+    began. A chunk whose vector is of another model than the query's is found by
+    its words alone.
 
     Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED.
     """
@@ -202,6 +222,21 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
         neither deleted nor failed, returns that document.
 
         Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def AddChunks(
+        self,
+        request: _knowledge_pb2.AddChunksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.AddChunksResponse, _abc.Awaitable[_knowledge_pb2.AddChunksResponse]]:
+        """Stores chunks whose vectors were made elsewhere: as a new document, or at the
+        end of one that was made so. All of them are stored or none; the document is
+        `ready`, and the next search finds them. The hub makes no vectors for such a
+        document: its text cannot be changed, and ReembedSpace leaves it as it is. A new
+        title is shown, and found by its words, and the vectors stay.
+
+        Errors include: NOT_FOUND (the user or the document), REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
@@ -317,7 +352,8 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_knowledge_pb2.SearchResponse, _abc.Awaitable[_knowledge_pb2.SearchResponse]]:
         """Finds the chunks of a user's ready documents that fit a query in words or
         in meaning, best first. It sees every document that was `ready` before it
-        began.
+        began. A chunk whose vector is of another model than the query's is found by
+        its words alone.
 
         Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED.
         """

@@ -428,7 +428,9 @@ class FieldLimits(_message.Message):
     max_length: _builtins.int
     """Greatest length of a string, in Unicode code points. 0 = no limit."""
     max_bytes: _builtins.int
-    """Greatest size of a string in UTF-8 bytes, or of a message in encoded bytes. 0 = no limit."""
+    """Greatest size of a string in UTF-8 bytes, of a message in encoded bytes, or of
+    bytes. 0 = no limit.
+    """
     minimum: _builtins.float
     """Least value of a number."""
     maximum: _builtins.float

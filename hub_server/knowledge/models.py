@@ -30,6 +30,8 @@ documents = tenant_table(
     sa.Column("revision", sa.Integer, nullable=False, server_default="0"),
     sa.Column("chunks_done", sa.Integer, nullable=False, server_default="0"),
     sa.Column("chunks_total", sa.Integer, nullable=False, server_default="0"),
+    # The model of its chunks' vectors, where callers made them; empty = the hub does.
+    sa.Column("own_model", sa.Text, nullable=False, server_default=""),
     timestamp("deleted_at"),
     sa.PrimaryKeyConstraint("tenant_id", "document_id"),
     sa.ForeignKeyConstraint(["tenant_id", "user_id"], ["users.tenant_id", "users.user_id"]),
@@ -59,6 +61,7 @@ chunks = tenant_table(
     sa.ForeignKeyConstraint(
         ["tenant_id", "document_id"], ["documents.tenant_id", "documents.document_id"]
     ),
+    sa.Index("chunks_of_model", "tenant_id", "user_id", "embedding_model", "chunk_id"),
 )
 
 # "vector_metadata" in the seed vocabulary: one row for each hit of a recorded search.

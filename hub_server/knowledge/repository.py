@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hub_server.chat.models import chat_sessions
@@ -31,6 +32,7 @@ _DOCUMENT: Final = (
     documents.c.chunks_done,
     documents.c.chunks_total,
     documents.c.revision,
+    documents.c.own_model,
     sa.func.encode(documents.c.content_hash, "hex").label("content_hash"),
     documents.c.created_at,
     documents.c.updated_at,
@@ -53,6 +55,7 @@ _SAME_TEXT: Final = sa.text(
 # What one statement brings to a view, in documents and in chunks: enough to make the round trip
 # small beside the work, few enough for some 10 MB. One document is always brought.
 _MOST_CHANGES: Final = 64
+_FLOAT_BYTES: Final = 4
 _MOST_CHUNKS: Final = 2000
 _CLAIM: Final = sa.text(
     "SELECT tenant_id, document_id, attempt FROM hub_claim_document(:lease)"
@@ -76,10 +79,11 @@ class KnowledgeRepository:
         self._tenant_id = tenant_id
 
     async def add_document(self, **values: Any) -> Row:
-        """Add a document that waits to be processed."""
+        """Add a document; unless told otherwise, one that waits to be processed."""
+        values = {"status": "processing", **values}
         statement = (
             sa.insert(documents)
-            .values(tenant_id=self._tenant_id, document_id=new_id(), status="processing", **values)
+            .values(tenant_id=self._tenant_id, document_id=new_id(), **values)
             .returning(*_DOCUMENT)
         )
         return (await self._connection.execute(statement)).mappings().one()
@@ -316,6 +320,29 @@ class KnowledgeRepository:
             query = query.where(chunks.c.document_id == any_id(document_ids))
         rows = (await self._connection.execute(query)).mappings().all()
         return {row["chunk_id"]: row for row in rows}
+
+    async def dimension(self, user_id: str, model: str) -> int | None:
+        """Return the dimension of a user's vectors of a model; None = there are none."""
+        query = (
+            sa.select(sa.func.octet_length(chunks.c.embedding))
+            .where(
+                chunks.c.tenant_id == self._tenant_id,
+                chunks.c.user_id == user_id,
+                chunks.c.embedding_model == model,
+            )
+            .limit(1)
+        )
+        size: int | None = (await self._connection.execute(query)).scalar()
+        return None if size is None else size // _FLOAT_BYTES
+
+    async def label_chunks(self, document_id: str, values: Mapping[str, Any]) -> None:
+        """Change what the chunks of a document tell of it."""
+        statement = (
+            sa.update(chunks)
+            .where(chunks.c.tenant_id == self._tenant_id, chunks.c.document_id == document_id)
+            .values(metadata=chunks.c.metadata.concat(sa.cast(dict(values), JSONB)))
+        )
+        await self._connection.execute(statement)
 
     async def has_session(self, user_id: str, session_id: str) -> bool:
         """Tell whether a session is this user's."""

@@ -8,12 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hub_server import spaces
 from hub_server.caller import Caller
 from hub_server.database import Connection, Database
 from hub_server.errors import HubError, Reason
 from hub_server.idempotency import Claims, Retry
 from hub_server.knowledge.repository import KnowledgeRepository
+from hub_server.knowledge.vectors import check_dimension
 from hub_server.paging import Page, split
 from hub_server.retrieval.view import Change
 from hub_server.rows import Row, active_user, owned
@@ -33,6 +37,10 @@ class Asked:
     min_score: float = 0.0
     document_ids: Sequence[str] = ()
     max_per_document: int = 0
+    vector: NDArray[np.float32] | None = None
+    """What to look for in meaning, instead of the query's own; None = that."""
+    embedding_model: str = ""
+    """The model of the vector; empty = the hub's own."""
 
     def chosen(self, hits: Sequence[Hit]) -> Sequence[Hit]:
         """Return the hits that score enough, so many of each document at most."""
@@ -142,11 +150,27 @@ class KnowledgeService:
             if etag not in ("", document_etag(document)):
                 raise HubError(Reason.REASON_ETAG_MISMATCH)
             repository = KnowledgeRepository(connection, caller.tenant_id)
-            if _makes_other_chunks(document, changes):
-                document = await repository.process_anew(document_id, changes)
-            else:
+            if not _makes_other_chunks(document, changes):
                 document = await repository.set_document(document_id, changes)
+            elif document["own_model"]:
+                document = await self._label(connection, caller, document, changes)
+            else:
+                document = await repository.process_anew(document_id, changes)
         self._wake()
+        return document
+
+    async def _label(
+        self, connection: Connection, caller: Caller, document: Row, changes: Mapping[str, Any]
+    ) -> Row:
+        """Give another title or source to a document whose chunks have vectors of their own."""
+        if "text" in changes:
+            raise HubError.invalid("text", "must not be set: AddChunks brought the chunks")
+        document_id, user_id = document["document_id"], document["user_id"]
+        seq = await spaces.next_seq(connection, caller.tenant_id, user_id, KIND)
+        repository = KnowledgeRepository(connection, caller.tenant_id)
+        document = await repository.set_document(document_id, {**changes, "space_seq": seq})
+        labels = {"document_title": document["title"], "source": document["source_url"]}
+        await repository.label_chunks(document_id, labels)
         return document
 
     async def retry_document(self, caller: Caller, document_id: str) -> Row:
@@ -195,30 +219,49 @@ class KnowledgeService:
     async def search(self, caller: Caller, user_id: str, asked: Asked) -> Sequence[Hit]:
         """Return the chunks that fit a query, best first.
 
-        Raises NOT_FOUND, USER_DISABLED or FEATURE_DISABLED.
+        Raises INVALID_FIELD, NOT_FOUND, USER_DISABLED or FEATURE_DISABLED.
         """
         state = await self._state(caller, user_id, asked.session_id)
-        vector = None if asked.mode == "lexical" else await self._search.embed(asked.query)
+        model = asked.embedding_model or self._search.model
+        vector = await self._vector(caller, user_id, asked, model)
         text = "" if asked.mode == "semantic" else asked.query
 
         async def pull(after: int) -> Sequence[Change]:
             async with self._database.statement(caller) as connection:
                 repository = KnowledgeRepository(connection, caller.tenant_id)
-                return await repository.changes(user_id, self._search.model, after)
+                return await repository.changes(user_id, model, after)
 
         async def read(chunk_ids: Sequence[str]) -> Mapping[str, Row]:
             async with self._database.statement(caller) as connection:
                 repository = KnowledgeRepository(connection, caller.tenant_id)
                 return await repository.shown_chunks(user_id, chunk_ids, asked.document_ids)
 
-        space = self._search.space(caller.tenant_id, user_id, KIND)
+        space = self._search.space(caller.tenant_id, user_id, KIND, model)
         top_k = asked.top_k or DEFAULT_TOP_K
         hits = await self._search.hits(
             space, state, Query(text, vector), top_k, pull, read, asked.chosen
         )
         if asked.session_id and hits:
-            await self._record(caller, user_id, asked.session_id, asked.query, hits)
+            await self._record(caller, user_id, asked, model, hits)
         return hits
+
+    async def _vector(
+        self, caller: Caller, user_id: str, asked: Asked, model: str
+    ) -> NDArray[np.float32] | None:
+        """Return the vector to look for; None = by words alone.
+
+        Raises INVALID_FIELD where the user has no vectors of the model, or of another dimension.
+        """
+        if asked.vector is None:
+            return None if asked.mode == "lexical" else await self._search.embed(asked.query)
+        if (known := self._search.dimension_of(model)) is None:
+            async with self._database.statement(caller) as connection:
+                repository = KnowledgeRepository(connection, caller.tenant_id)
+                known = await repository.dimension(user_id, model)
+        if known is None:
+            raise HubError.invalid("embedding_model", "must be a model of the user's chunks")
+        check_dimension("vector", len(asked.vector), model, known)
+        return asked.vector
 
     async def _state(self, caller: Caller, user_id: str, session_id: str) -> Row:
         """Return the space's state, when the user may search it for this session."""
@@ -234,16 +277,16 @@ class KnowledgeService:
         return state
 
     async def _record(
-        self, caller: Caller, user_id: str, session_id: str, query: str, hits: Sequence[Hit]
+        self, caller: Caller, user_id: str, asked: Asked, model: str, hits: Sequence[Hit]
     ) -> None:
         rows = [{"chunk_id": hit.row["chunk_id"], "score": hit.candidate.score} for hit in hits]
         async with self._database.statement(caller) as connection:
             await KnowledgeRepository(connection, caller.tenant_id).record(
                 rows,
-                session_id=session_id,
+                session_id=asked.session_id,
                 user_id=user_id,
-                query=query,
-                embedding_model=self._search.model,
+                query=asked.query,
+                embedding_model=model,
             )
 
 

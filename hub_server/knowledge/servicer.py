@@ -1,9 +1,11 @@
 """KnowledgeService on the wire: check, call, convert."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 from google.protobuf.message import Message
+from numpy.typing import NDArray
 
 from hub_client.v1 import knowledge_pb2 as pb
 from hub_server.caller import Caller
@@ -16,21 +18,31 @@ from hub_server.convert import (
 )
 from hub_server.errors import HubError
 from hub_server.idempotency import retry_of
+from hub_server.knowledge.own_chunks import OwnChunk, OwnChunks, OwnVectors
 from hub_server.knowledge.service import Asked, KnowledgeService, document_etag
+from hub_server.knowledge.vectors import vector_of
 from hub_server.knowledge.watching import DocumentFeed, DocumentWatches
 from hub_server.paging import PageTokens
 from hub_server.rows import Row
 from hub_server.search import Hit
+
+# Names in the metadata of a chunk.
+_OF_THE_HUB: Final = frozenset(("source", "chunk_index", "document_title"))
 
 
 class KnowledgeServicer:
     """Serves hub.v1.KnowledgeService."""
 
     def __init__(
-        self, service: KnowledgeService, watches: DocumentWatches, pages: PageTokens
+        self,
+        service: KnowledgeService,
+        own_vectors: OwnVectors,
+        watches: DocumentWatches,
+        pages: PageTokens,
     ) -> None:
         """Serve the given rules."""
         self._knowledge = service
+        self._own_vectors = own_vectors
         self._watches = watches
         self._pages = pages
 
@@ -50,6 +62,16 @@ class KnowledgeServicer:
             caller, retry_of(request), user_id, values, allow_duplicate=request.allow_duplicate
         )
         return pb.IngestDocumentResponse(document=_document_to_pb(document))
+
+    async def AddChunks(self, request: pb.AddChunksRequest, caller: Caller) -> pb.AddChunksResponse:
+        """Store chunks with their vectors."""
+        user_id = caller.acting_for(request.user_id)
+        document = await self._own_vectors.add(
+            caller, retry_of(request), user_id, _own_chunks(request)
+        )
+        return pb.AddChunksResponse(
+            document=_document_to_pb(document), chunk_ids=document["chunk_ids"]
+        )
 
     async def GetDocument(
         self, request: pb.GetDocumentRequest, caller: Caller
@@ -138,6 +160,8 @@ class KnowledgeServicer:
             min_score=request.min_score,
             document_ids=list(request.document_ids),
             max_per_document=request.max_per_document,
+            vector=_vector(request),
+            embedding_model=request.embedding_model,
         )
         user_id = caller.acting_for(request.user_id)
         hits = await self._knowledge.search(caller, user_id, asked)
@@ -185,6 +209,43 @@ def _changes(request: pb.UpdateDocumentRequest) -> dict[str, Any]:
     return {name: given[name] for name in paths}
 
 
+def _own_chunks(request: pb.AddChunksRequest) -> OwnChunks:
+    """Return what to add. Raises INVALID_FIELD."""
+    new = {
+        "title": request.title,
+        "source_url": request.source_url,
+        "author": request.author,
+        "metadata": struct_from_pb("metadata", request.metadata),
+    }
+    if request.document_id:
+        if given := [name for name, value in new.items() if value]:
+            raise HubError.invalid(given[0], "must not be set with a document_id")
+    elif not request.title:
+        raise HubError.invalid("title", "is required without a document_id")
+    chunks = [_own_chunk(f"chunks[{place}]", one) for place, one in enumerate(request.chunks)]
+    return OwnChunks(request.embedding_model, chunks, request.document_id, new)
+
+
+def _own_chunk(name: str, chunk: pb.OwnChunk) -> OwnChunk:
+    metadata = struct_from_pb(f"{name}.metadata", chunk.metadata)
+    if taken := _OF_THE_HUB & metadata.keys():
+        fault = f"must not hold {', '.join(sorted(taken))}, which the hub sets"
+        raise HubError.invalid(f"{name}.metadata", fault)
+    return OwnChunk(chunk.content, chunk.embedding, metadata, chunk.token_count)
+
+
+def _vector(request: pb.SearchRequest) -> NDArray[np.float32] | None:
+    """Return the vector of a search, which fits its other fields. Raises INVALID_FIELD."""
+    is_lexical = request.mode == pb.SEARCH_MODE_LEXICAL
+    if not request.query and (is_lexical or not request.vector):
+        raise HubError.invalid("query", "is required without a vector, and in mode lexical")
+    if request.vector and is_lexical:
+        raise HubError.invalid("vector", "must not be set in mode lexical")
+    if request.embedding_model and not request.vector:
+        raise HubError.invalid("embedding_model", "must not be set without a vector")
+    return vector_of("vector", request.vector) if request.vector else None
+
+
 def _document_to_pb(document: Row) -> pb.Document:
     return pb.Document(
         document_id=document["document_id"],
@@ -202,6 +263,8 @@ def _document_to_pb(document: Row) -> pb.Document:
         chunks_total=document["chunks_total"],
         deleted_at=timestamp_to_pb(document["deleted_at"]),
         etag=document_etag(document),
+        # Answers to retries may be older than this column.
+        embedding_model=document.get("own_model", ""),
     )
 
 

@@ -1,6 +1,7 @@
 """For each field of a request, values that its declared limits forbid, and values just allowed."""
 
 import math
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,6 +26,9 @@ _NOT_EMAILS: Final = (
     "a" * 65 + "@example.org", "ada@" + "e" * 247 + ".org",
 )  # fmt: skip
 _LONGEST_EMAIL: Final = "a" * 64 + "@" + ("e" * 61 + ".") * 3 + "org"
+VECTOR: Final = struct.pack("<f", 1)
+"""A vector of one dimension."""
+_REQUIRED: Final = {FieldDescriptor.TYPE_STRING: "x", FieldDescriptor.TYPE_BYTES: VECTOR}
 _FLOATS: Final = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
 
 
@@ -121,6 +125,8 @@ def _bad_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
             yield from ((limit, [value]) for limit, value in _bad_strings(limits))
     elif field.type == FieldDescriptor.TYPE_STRING:
         yield from _bad_strings(limits)
+    elif field.type == FieldDescriptor.TYPE_BYTES:
+        yield "max_bytes", bytes(limits.max_bytes + 1)
     elif field.enum_type is not None:
         yield from (("undefined", number) for number in (99, -1, 2**31 - 1))
     elif field.message_type is not None:
@@ -138,7 +144,7 @@ def _item(field: FieldDescriptor) -> Any:
     item = GetMessageClass(field.message_type)()
     for inner in field.message_type.fields:
         if limits_of(inner).required:
-            setattr(item, inner.name, 1)
+            setattr(item, inner.name, _REQUIRED.get(inner.type, 1))
     return item
 
 
@@ -217,7 +223,9 @@ def _extreme_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
         yield "minimum", _typed(field, limits.minimum)
     if limits.HasField("maximum"):
         yield "maximum", _typed(field, limits.maximum)
-    if limits.max_bytes and field.message_type is None:
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        yield "max_bytes", VECTOR * (limits.max_bytes // len(VECTOR))
+    elif limits.max_bytes and field.message_type is None:
         yield "max_bytes", "é" * (limits.max_bytes // 2) + "x" * (limits.max_bytes % 2)
     if field.message_type is not None and field.message_type.name == "Struct":
         yield "max_bytes", struct_of(limits.max_bytes)

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from hub_client.v1 import (
     ActivateTenantRequest,
     ActivateUserRequest,
+    AddChunksRequest,
     AppendMessageRequest,
     ArchiveSessionRequest,
     BatchAppendMessagesRequest,
@@ -59,6 +60,7 @@ from hub_client.v1 import (
     LogoutRequest,
     MemoryType,
     MessageSearch,
+    OwnChunk,
     RecallRequest,
     RedactMessageRequest,
     RefreshTokenRequest,
@@ -92,6 +94,7 @@ from hub_client.v1 import (
 )
 from hub_client.v1.options_pb2 import Level, Scope
 from hub_server.identity.secrets import USER_TOKEN
+from tests.contract.breaches import VECTOR
 from tests.contract.credentials import issue, operator_of
 from tests.support import Tenant
 
@@ -251,6 +254,20 @@ def _ingest(world: World) -> Message:
     )
 
 
+def _add_chunks(world: World) -> Message:
+    chunk = OwnChunk(content="Milk comes from cows.", embedding=VECTOR, metadata=_metadata())
+    return AddChunksRequest(
+        user_id=world.user_id,
+        title="Milk",
+        source_url="https://example.org/milk",
+        author="Ada",
+        metadata=_metadata(),
+        # As often as it is called the dimension may be another one.
+        embedding_model=uuid.uuid4().hex,
+        chunks=[chunk],
+    )
+
+
 _SAMPLES: Final[dict[str, Callable[[World], Message]]] = {
     "CreateUser": _new_user,
     "GetUser": lambda world: GetUserRequest(user_id=world.user_id),
@@ -328,6 +345,7 @@ _SAMPLES: Final[dict[str, Callable[[World], Message]]] = {
     "ListMemories": lambda world: ListMemoriesRequest(user_id=world.user_id),
     "Recall": lambda world: RecallRequest(user_id=world.user_id, query="What does Ada drink?"),
     "IngestDocument": _ingest,
+    "AddChunks": _add_chunks,
     "GetDocument": lambda world: GetDocumentRequest(document_id=world.document_id),
     "ListDocuments": lambda world: ListDocumentsRequest(user_id=world.user_id),
     "UpdateDocument": lambda world: UpdateDocumentRequest(

@@ -41,7 +41,7 @@ _WITHOUT_RESOURCE: Final = (
     "CreatePasswordReset",
     "ConfirmPasswordReset",
 )
-_CREATING: Final = ("Create", "Append", "Batch", "Fork", "Reserve", "Ingest", "Remember")
+_CREATING: Final = ("Create", "Add", "Append", "Batch", "Fork", "Reserve", "Ingest", "Remember")
 
 of_each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 
@@ -71,7 +71,7 @@ def test_there_are_four_services() -> None:
         "hub.v1.MemoryService",
         "hub.v1.KnowledgeService",
     }
-    assert len(METHODS) == 70
+    assert len(METHODS) == 71
 
 
 @of_each_method

@@ -33,6 +33,9 @@ _MEANT: Final = {
 }
 _NOT_CALLED: Final = {
     "IngestDocument-text-max_bytes",
+    # They must fit each other and the user's chunks; tests/integration tries them.
+    "Search-vector-max_bytes",
+    "Search-embedding_model-max_length",
     *(
         f"{config}.timezone-{limit}"
         for config in _CONFIGS

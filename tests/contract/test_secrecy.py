@@ -30,8 +30,9 @@ def _mark(request: Message, method: MethodDescriptor, mark: str, *, spoil: bool)
 
 
 def _write(request: Any, name: str, text: str) -> None:
-    if request.DESCRIPTOR.fields_by_name[name].message_type is None:
-        setattr(request, name, text)
+    field = request.DESCRIPTOR.fields_by_name[name]
+    if field.message_type is None:
+        setattr(request, name, text.encode() if field.type == field.TYPE_BYTES else text)
     else:
         getattr(request, name).update({text: text})
 

@@ -38,6 +38,7 @@ from hub_client.v1 import (
 from hub_client.v1.options_pb2 import Scope
 from hub_server import passwords
 from hub_server.ids import new_id
+from tests.contract.breaches import VECTOR
 from tests.integration.test_database import own_hub
 from tests.integration.test_rpc import METHODS, Answer, ask
 from tests.support import Hub, Tenant, settled
@@ -184,7 +185,7 @@ def _value(chance: random.Random, field: Any, whose: Sequence[dict[str, str]], c
         return chance.choice(field.enum_type.values).number
     if field.type == FieldDescriptor.TYPE_BOOL:
         return chance.random() < 0.5
-    return chance.randint(0, 1)
+    return VECTOR if field.type == FieldDescriptor.TYPE_BYTES else chance.randint(0, 1)
 
 
 def _said(answer: Answer) -> bytes:

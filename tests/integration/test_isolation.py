@@ -40,6 +40,7 @@ from hub_server.database import metadata
 from hub_server.identity.access_repository import AccessRepository
 from hub_server.identity.secrets import USER_TOKEN, Secret
 from hub_server.ids import new_id
+from tests.contract.breaches import VECTOR
 from tests.integration.test_database import own_hub, rewritten, token_of
 from tests.integration.test_rpc import METHODS, Answer, ask
 from tests.support import Hub, Tenant, settled
@@ -64,6 +65,7 @@ _WITHOUT_SECRET = {
     "ConfirmPasswordReset": ("CREDENTIAL_INVALID",),
     "Logout": ("INVALID_FIELD",),
     "UpdateDefaultConfig": ("INVALID_FIELD",),
+    "AddChunks": ("INVALID_FIELD",),
 }
 _SCORES = ("score", "vector_score", "word_score")
 _QUERY = "Which green tea is brewed in the morning?"
@@ -400,10 +402,10 @@ def _fill(message: Message, ids: dict[str, str]) -> None:
             _fill(inner, ids)
         elif limits.required and field.is_repeated:
             getattr(message, field.name).append(1)
-        elif limits.required:
-            is_text = field.type == FieldDescriptor.TYPE_STRING
+        elif limits.required or field.name == "query":
             text = f"{new_id()}@example.org" if limits.email else "some text"
-            setattr(message, field.name, text if is_text else 1)
+            values = {FieldDescriptor.TYPE_STRING: text, FieldDescriptor.TYPE_BYTES: VECTOR}
+            setattr(message, field.name, values.get(field.type, 1))
 
 
 def _id_fields(descriptor: Descriptor) -> Iterator[tuple[str, ...]]:

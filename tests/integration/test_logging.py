@@ -226,7 +226,8 @@ def _fill(message: Message, ids: dict[str, str], text: str) -> None:
             struct.update({f"{text} key": [f"{text} value"]})
         elif is_sensitive:
             made = f"{text}{new_id()}@example.org" if limits.email else f"{text} {new_id()}"
-            setattr(message, one.name, made)
+            is_bytes = one.type == FieldDescriptor.TYPE_BYTES
+            setattr(message, one.name, made.encode() if is_bytes else made)
         elif limits.required and one.message_type is not None:
             inner = getattr(message, one.name)
             _fill(inner.add() if one.is_repeated else inner, ids, text)

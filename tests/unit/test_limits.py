@@ -115,11 +115,12 @@ def test_a_point_in_time_needs_no_limit() -> None:
     _start(_service(type=_MESSAGE, type_name=".google.protobuf.Timestamp"))
 
 
-def test_bytes_are_refused_at_start() -> None:
-    """The hub has no limit on bytes: such a field waits for one."""
+def test_bytes_without_a_greatest_size_are_refused_at_start() -> None:
+    """They are limited as texts are."""
     field: dict[str, Any] = {"type": FieldDescriptorProto.TYPE_BYTES}
-    with pytest.raises(ContractError, match="of bytes fields are not enforced"):
-        _start(_service(limits=FieldLimits(max_bytes=5), **field))
+    with pytest.raises(ContractError, match=r"hub\.v1\.Inner\.text declares no greatest size"):
+        _start(_service(limits=FieldLimits(required=True), **field))
+    _start(_service(limits=FieldLimits(max_bytes=5), **field))
 
 
 def test_a_repeated_field_without_a_greatest_number_is_refused_at_start() -> None:
