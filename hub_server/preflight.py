@@ -5,6 +5,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from hub_server import vector_store
 from hub_server.database import Database
 from hub_server.migrations import head
 
@@ -38,15 +39,20 @@ class UnfitDatabaseError(RuntimeError):
     """The database would let the hub break a promise; the message says which and what to do."""
 
 
-async def check(database: Database) -> None:
+async def check(database: Database, *, with_pgvector: bool = False) -> None:
     """Refuse a database that loses acknowledged writes or does not separate tenants.
 
-    Raises UnfitDatabaseError with the first finding.
+    With ``with_pgvector`` also one that lacks it. Raises UnfitDatabaseError with the first finding.
     """
     async with database.system() as connection:
         await _check_settings(connection)
         await _check_schema(connection)
         await _check_tenancy(connection)
+        if with_pgvector and not await vector_store.is_fit(connection):
+            _refuse(
+                "HUB_INDEX=pgvector needs the extension vector, 0.8 or newer: install pgvector"
+                " and run `hub migrate` as a role that may create extensions"
+            )
 
 
 async def _check_settings(connection: AsyncConnection) -> None:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from hub_server.embedding import Embedder, EmbeddingError
 from hub_server.errors import HubError, Reason
+from hub_server.retrieval.index import Index
 from hub_server.retrieval.view import Candidate, Change
-from hub_server.retrieval.views import Space, Views
+from hub_server.retrieval.views import Space
 from hub_server.rows import Row
 from hub_server.workers import Workers
 
@@ -50,12 +51,12 @@ class Query:
 
 
 class Search:
-    """The views of this process and the model that embeds for them."""
+    """An index and the model that embeds for it."""
 
-    def __init__(self, embedder: Embedder, views: Views, threads: int = 2) -> None:
-        """Search with the given model and views; so many threads embed."""
+    def __init__(self, embedder: Embedder, index: Index, threads: int = 2) -> None:
+        """Search with the given model and index; so many threads embed."""
         self._embedder = embedder
-        self._views = views
+        self._index = index
         self._workers = Workers("embed", threads=threads, most_waiting=_MOST_WAITING)
 
     @property
@@ -123,7 +124,7 @@ class Search:
 
         With ``among`` only rows with these ids are, and all of them that fit: none is missed.
         """
-        return await self._views.search(
+        return await self._index.search(
             space,
             dimension=self._embedder.dimension if query.vector is None else len(query.vector),
             language=state["preferred_language"],

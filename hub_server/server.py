@@ -41,6 +41,8 @@ from hub_server.memory.service import MemoryService
 from hub_server.memory.servicer import MemoryServicer
 from hub_server.paging import PageTokens
 from hub_server.passwords import Passwords
+from hub_server.pgvector import PgVector
+from hub_server.retrieval.index import Index
 from hub_server.retrieval.views import Views
 from hub_server.rpc import MOST_READS, Rpc
 from hub_server.search import Search
@@ -115,7 +117,7 @@ def _database(settings: Settings, url: str) -> Database:
 
 
 async def _prepare(settings: Settings, database: Database) -> None:
-    await preflight.check(database)
+    await preflight.check(database, with_pgvector=settings.index == "pgvector")
     key_file = settings.data_dir / "service.key"
     if await ensure_default_tenant(database, key_file):
         log.info("first start", service_key=str(key_file))
@@ -132,15 +134,11 @@ async def _compose(
     pages = PageTokens(await shared_key(database, "page_token"))
     peppers = read_peppers(settings)
     passwords = await asyncio.to_thread(Passwords, peppers, settings.password_min_length)
-    views = Views(
-        exact_max_bytes=int(settings.exact_max_mb * _MEBIBYTE),
-        memory_bytes=settings.view_memory_mb * _MEBIBYTE,
-        folder=settings.data_dir / "views",
-    )
-    stack.push_async_callback(views.close)
+    index = _index(settings, database)
+    stack.push_async_callback(index.close)
     # A thread that waits for another server computes nothing.
     threads = _EMBEDDING_THREADS if remote(settings.embedding) is None else _REMOTE_THREADS
-    search = Search(embedder, views, threads)
+    search = Search(embedder, index, threads)
     stack.callback(search.close)
     stack.callback(passwords.close)
     lease = dt.timedelta(seconds=settings.ingestion_lease)
@@ -174,6 +172,18 @@ async def _compose(
             pages,
         ),
     }, ingestion
+
+
+def _index(settings: Settings, database: Database) -> Index:
+    exact_max_bytes = int(settings.exact_max_mb * _MEBIBYTE)
+    views = Views(
+        exact_max_bytes=exact_max_bytes,
+        memory_bytes=settings.view_memory_mb * _MEBIBYTE,
+        folder=settings.data_dir / "views",
+    )
+    if settings.index == "hnswlib":
+        return views
+    return PgVector(database, views, exact_max_bytes)
 
 
 async def _compose_chat(

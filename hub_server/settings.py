@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     embedding_key: SecretStr | None = Field(
         default=None, description="What the embedding server knows the hub by; sent to it alone."
     )
+    index: Literal["hnswlib", "pgvector"] = Field(
+        default="hnswlib", description="Where vectors are searched: in each process, or Postgres."
+    )
     exact_max_mb: float = Field(
         default=16.0,
         ge=0,

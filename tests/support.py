@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 from hub_client import AsyncHubClient
 from hub_client.v1 import (
@@ -33,6 +34,10 @@ from hub_server.identity.secrets import Secret
 from hub_server.ids import new_id
 from hub_server.server import serving
 from hub_server.settings import Settings
+
+# `HUB_INDEX=pgvector make test`: every hub of the tests then searches so.
+INDEX = os.environ.get("HUB_INDEX", "hnswlib")
+in_memory_only = pytest.mark.skipif(INDEX != "hnswlib", reason="is about views in memory")
 
 
 @dataclass
@@ -100,7 +105,7 @@ class Hub:
 @asynccontextmanager
 async def running_hub(owner_url: str, data_dir: Path, **values: Any) -> AsyncIterator[Hub]:
     """Serve a migrated database in this process; `values` are settings."""
-    values = {"embedding": "wordllama", "listen": "127.0.0.1:0", **values}
+    values = {"embedding": "wordllama", "listen": "127.0.0.1:0", "index": INDEX, **values}
     settings = Settings(data_dir=data_dir, **values)
     database = Database(owner_url, role=settings.server_role, pool_size=4)
     async with serving(settings, owner_url) as address:
@@ -137,6 +142,7 @@ class HubProcess:
             "HUB_DATA_DIR": str(data_dir),
             "HUB_LISTEN": "127.0.0.1:0",
             "HUB_EMBEDDING": "wordllama",
+            "HUB_INDEX": INDEX,
             **{f"HUB_{name.upper()}": value for name, value in environment.items()},
         }
         self.process: subprocess.Popen[str] | None = None

@@ -25,6 +25,15 @@ DO $$ BEGIN
 EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
 END $$
 """
+# Only a superuser, or who a managed Postgres lets, may. Without it all migrates, too.
+_CREATE_VECTOR: Final = """
+DO $$ BEGIN
+    IF EXISTS (SELECT FROM pg_available_extensions WHERE name = 'vector') THEN
+        CREATE EXTENSION IF NOT EXISTS vector;
+    END IF;
+EXCEPTION WHEN insufficient_privilege OR unique_violation THEN NULL;
+END $$
+"""
 
 
 class MigrationError(RuntimeError):
@@ -53,6 +62,8 @@ def _migrate(connection: sa.Connection, server_role: str) -> None:
     connection.execute(sa.select(sa.func.pg_advisory_lock(_LOCK)))
     connection.commit()
     _ensure_roles(connection, server_role)
+    connection.execute(sa.text(_CREATE_VECTOR))
+    connection.commit()
     connection.execute(sa.text(f"SET ROLE {OWNER_ROLE}"))
     connection.commit()
     config = _config()

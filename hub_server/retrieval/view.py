@@ -14,7 +14,7 @@ from hub_server.retrieval.ranking import Labels, Ranked, nothing
 from hub_server.retrieval.text import analyzer
 from hub_server.retrieval.vectors import VectorIndex
 
-__all__ = ["Candidate", "Change", "Dump", "Flaws", "IndexedRow", "View"]
+__all__ = ["Candidate", "Change", "Dump", "Flaws", "IndexedRow", "View", "proposed", "vector_of"]
 
 # A row's and a group's entries here: ids, dict entries, tuples (sys.getsizeof, 64-bit CPython).
 _ROW_BYTES = 320
@@ -195,22 +195,7 @@ class View:
         vectors = nothing()
         if query_vector is not None:
             vectors = self._vectors.search(query_vector, depth, only)
-        labels, scores = fuse(words, vectors, depth=depth)
-        ranked = sorted(
-            zip(np.round(-scores, _TIE_PLACES).tolist(), labels.tolist(), strict=True),
-            key=lambda pair: (pair[0], self._row_ids[pair[1]]),
-        )
-        fused = dict(zip(labels.tolist(), scores.tolist(), strict=True))
-        word, vector = _by_label(words), _by_label(vectors)
-        return [
-            Candidate(
-                row_id=self._row_ids[label],
-                score=fused[label],
-                vector_score=vector.get(label, 0.0),
-                word_score=word.get(label, 0.0),
-            )
-            for _, label in ranked[: max(limit, 0)]
-        ]
+        return proposed(self._by_id(words), self._by_id(vectors), limit, depth)
 
     def flaws(self, changes: Iterable[Change]) -> Flaws:
         """Compare the view with all there is: the newest change of every group."""
@@ -275,13 +260,20 @@ class View:
         return view
 
     def _has(self, label: int, row: IndexedRow) -> bool:
-        vector = _vector(row.vector, self.dimension)
+        vector = vector_of(row.vector, self.dimension)
         if vector is None or label in self._without_vector:
             return vector is None and label in self._without_vector
         if not self._vectors.have(_labels([label]))[0]:
             return False
         held = self._vectors.vectors(_labels([label]))
         return bool(np.allclose(held, unit(vector[np.newaxis], self.dimension), atol=1e-6))
+
+    def _by_id(self, ranked: Ranked) -> list[tuple[str, float]]:
+        labels, scores = ranked
+        return [
+            (self._row_ids[label], score)
+            for label, score in zip(labels.tolist(), scores.tolist(), strict=True)
+        ]
 
     def _remove(self, group_ids: Iterable[str]) -> None:
         known = (self._groups[group] for group in group_ids if group in self._groups)
@@ -302,7 +294,7 @@ class View:
             first = self._next_label
             for row in {row.row_id: row for row in change.rows}.values():
                 label = self._insert_words(row)
-                vector = _vector(row.vector, self.dimension)
+                vector = vector_of(row.vector, self.dimension)
                 if vector is None:
                     self._without_vector.add(label)
                 else:
@@ -322,7 +314,8 @@ class View:
         return label
 
 
-def _vector(data: bytes, dimension: int) -> Matrix | None:
+def vector_of(data: bytes, dimension: int) -> Matrix | None:
+    """Return a row's vector; None = it has none that is of use."""
     if len(data) != dimension * np.dtype(np.float32).itemsize:
         return None
     vector = np.frombuffer(data, dtype="<f4").astype(np.float32)
@@ -333,6 +326,30 @@ def _labels(labels: Iterable[int]) -> Labels:
     return np.array(sorted(labels), dtype=np.int64)
 
 
-def _by_label(ranked: Ranked) -> dict[int, float]:
-    labels, scores = ranked
-    return dict(zip(labels.tolist(), scores.tolist(), strict=True))
+def proposed(
+    words: Sequence[tuple[str, float]],
+    vectors: Sequence[tuple[str, float]],
+    limit: int,
+    depth: int,
+) -> list[Candidate]:
+    """Return the `limit` best rows of two lists of at most `depth` row ids and scores, fused.
+
+    Best first; equal scores in the order of row ids.
+    """
+    word, vector = dict(words), dict(vectors)
+    ids = list(word | vector)
+    labels = {row_id: label for label, row_id in enumerate(ids)}
+    fused = fuse(_ranked(words, labels), _ranked(vectors, labels), depth=depth)
+    scores = {
+        ids[label]: score for label, score in zip(*map(np.ndarray.tolist, fused), strict=True)
+    }
+    best = sorted(ids, key=lambda row_id: (round(-scores[row_id], _TIE_PLACES), row_id))
+    return [
+        Candidate(row_id, scores[row_id], vector.get(row_id, 0.0), word.get(row_id, 0.0))
+        for row_id in best[: max(limit, 0)]
+    ]
+
+
+def _ranked(scored: Sequence[tuple[str, float]], labels: Mapping[str, int]) -> Ranked:
+    ids = np.array([labels[row_id] for row_id, _ in scored], dtype=np.int64)
+    return ids, np.array([score for _, score in scored], dtype=np.float64)

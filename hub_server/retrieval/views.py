@@ -198,7 +198,7 @@ class Views:
         finally:
             self._left(space, entry)
 
-    def stats(self, space: Space) -> Stats | None:
+    async def stats(self, space: Space) -> Stats | None:
         """Return what there is to know of the view of `space`; None = it is not in memory."""
         entry = self._entries.get(space)
         if entry is None or entry.view is None:

@@ -25,7 +25,7 @@ from hub_client.v1 import (
 )
 from hub_server.ids import new_id
 from tests.integration.test_database import statements
-from tests.support import Hub, Tenant, running_hub, settled
+from tests.support import Hub, Tenant, in_memory_only, running_hub, settled
 
 _READY = DocumentStatus.DOCUMENT_STATUS_READY
 _FAILED = DocumentStatus.DOCUMENT_STATUS_FAILED
@@ -315,6 +315,7 @@ async def test_documents_are_listed_newest_first_in_pages(tenant: Tenant, user: 
     assert (await tenant.client.knowledge.get_document(request)).document == documents[0]
 
 
+@in_memory_only
 async def test_reads_take_as_few_statements_as_they_can(tenant: Tenant, user: User) -> None:
     """A list and a get are one statement, a search of what the view holds is two."""
     document = await tenant.ingest(user, "Owls", "Owls hunt at night.")

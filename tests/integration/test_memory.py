@@ -24,7 +24,7 @@ from hub_client.v1 import (
     User,
 )
 from tests.integration.test_database import own_hub, statements
-from tests.support import Hub, Tenant, running_hub
+from tests.support import Hub, Tenant, in_memory_only, running_hub
 
 _FACT = MemoryType.MEMORY_TYPE_FACT
 
@@ -213,6 +213,7 @@ async def test_a_memory_comes_back_as_it_was_stored(tenant: Tenant, user: User) 
     assert sorted(recalled, key=lambda one: one.memory_id) == memories
 
 
+@in_memory_only
 async def test_reads_take_as_few_statements_as_they_can(tenant: Tenant, user: User) -> None:
     """A list and a get are one statement, a recall of what the view holds is two."""
     memory = await _remember(tenant.client, user, "tea")

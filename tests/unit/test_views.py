@@ -363,8 +363,8 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.view"))
 
 
-def _stats(views: Views, space: Space = _SPACE) -> Stats:
-    stats = views.stats(space)
+async def _stats(views: Views, space: Space = _SPACE) -> Stats:
+    stats = await views.stats(space)
     assert stats is not None
     return stats
 
@@ -389,12 +389,13 @@ async def test_searches_go_on_while_a_graph_is_built(
         expected = {change.group_id for change in log.changes if change.rows}
         assert _ids(await _search(views, log)) == expected
         assert len(await _search(views, _Log(*_many(1, 9), page=9), space=_spaces(1)[0])) == 9
-    assert (_stats(views).in_graph, _stats(views).is_at_work) == (0, True)
+    stats = await _stats(views)
+    assert (stats.in_graph, stats.is_at_work) == (0, True)
     go.set()
     await views.settled()
     await _search(views, log)
     await views.settled()
-    stats = _stats(views)
+    stats = await _stats(views)
     assert (stats.in_graph, stats.rows, stats.is_at_work) == (700, 700, False)
     assert stats.built_at is not None
     assert _ids(await _search(views, log)) == expected

@@ -1,0 +1,49 @@
+"""The port behind which spaces are searched: `Views` of this process, or an engine of many."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from hub_server.retrieval.matrix import Matrix
+from hub_server.retrieval.view import Candidate
+from hub_server.retrieval.views import Check, Pull, Space, Stats
+
+__all__ = ["Index"]
+
+
+class Index(Protocol):
+    """Follows the rows in Postgres, proposes what fits a query, and holds nothing that they lack.
+
+    One suite of tests holds every engine to it: tests/integration/test_index_conformance.py.
+    """
+
+    async def search(  # noqa: PLR0913 - what is searched and what is asked, all by name
+        self,
+        space: Space,
+        *,
+        dimension: int,
+        language: str,
+        last_seq: int,
+        pull: Pull,
+        query_text: str,
+        query_vector: Matrix | None,
+        limit: int,
+        among: Sequence[str] | None = None,
+    ) -> list[Candidate]:
+        """Follow the rows up to `last_seq`, then return the `limit` best; see Views.search."""
+
+    async def check(
+        self, space: Space, *, dimension: int, language: str, last_seq: int, pull: Pull
+    ) -> Check:
+        """Compare what is held of a space with all its rows, and measure its recall."""
+
+    async def stats(self, space: Space) -> Stats | None:
+        """Return what there is to know of a space; None = nothing is held of it."""
+
+    async def forget(self, space: Space) -> None:
+        """Remove all that is held of a tenant's user's kind, of whatever model, files too."""
+
+    async def settled(self) -> None:
+        """Wait until nothing is at work in the background."""
+
+    async def close(self) -> None:
+        """End what is at work, and the threads."""
