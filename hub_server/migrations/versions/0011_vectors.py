@@ -3,7 +3,7 @@
 from alembic import context, op
 
 revision = "0011"
-down_revision = "0006"
+down_revision = "0007"
 
 # The index of a dimension is made when it is first needed. Its rows are those of large spaces.
 _TABLES = """
