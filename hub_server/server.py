@@ -48,6 +48,7 @@ from hub_server.rpc import MOST_READS, Rpc
 from hub_server.search import Search
 from hub_server.settings import Settings
 from hub_server.tokenizer import Tokenizer
+from hub_server.transfer.service import Transfers
 from hub_server.wakeups import Wakeups
 
 SERVICES: Final = {
@@ -155,6 +156,7 @@ async def _compose(
         Logins(database, passwords, terms),
         Keys(database),
         Tenants(database),
+        Transfers(database),
         pages,
     )
     wakeups = Wakeups(database)

@@ -52,6 +52,7 @@ from hub_client.v1.chat_pb2 import (
     WatchSessionRequest,
     WatchSessionResponse,
 )
+from hub_client.v1.export_pb2 import ExportUserRequest, ExportUserResponse
 from hub_client.v1.identity_pb2 import (
     ActivateTenantRequest,
     ActivateTenantResponse,
@@ -834,6 +835,25 @@ class IdentityClient:
             "/hub.v1.IdentityService/UndeleteUser", request, UndeleteUserResponse, timeout
         )
 
+    def export_user(
+        self, request: ExportUserRequest, *, timeout: float | None = None
+    ) -> Iterator[ExportUserResponse]:
+        """Streams a user, disabled or deleted ones too, with all that is his: what he
+        said, what is remembered and known of him, with the vectors. His credentials, the
+        audit log and what other hubs make for themselves are not in it.
+
+        What was acknowledged before the export began is in it, as it is when its turn
+        comes; what is made later is not. The last record is a summary: a stream that
+        ends without it is not whole. The hub holds no more than a page of it, and waits
+        for a reader who is slow.
+
+        Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (a document was
+        processed anew while its chunks were told: ask again).
+        """
+        return self._transport.stream(
+            "/hub.v1.IdentityService/ExportUser", request, ExportUserResponse, timeout
+        )
+
     def login(self, request: LoginRequest, *, timeout: float | None = None) -> LoginResponse:
         """Exchanges an email and a password for a user token and a refresh token.
 
@@ -1263,6 +1283,25 @@ class AsyncIdentityClient:
         """
         return await self._transport.call(
             "/hub.v1.IdentityService/UndeleteUser", request, UndeleteUserResponse, timeout
+        )
+
+    def export_user(
+        self, request: ExportUserRequest, *, timeout: float | None = None
+    ) -> AsyncIterator[ExportUserResponse]:
+        """Streams a user, disabled or deleted ones too, with all that is his: what he
+        said, what is remembered and known of him, with the vectors. His credentials, the
+        audit log and what other hubs make for themselves are not in it.
+
+        What was acknowledged before the export began is in it, as it is when its turn
+        comes; what is made later is not. The last record is a summary: a stream that
+        ends without it is not whole. The hub holds no more than a page of it, and waits
+        for a reader who is slow.
+
+        Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (a document was
+        processed anew while its chunks were told: ask again).
+        """
+        return self._transport.stream(
+            "/hub.v1.IdentityService/ExportUser", request, ExportUserResponse, timeout
         )
 
     async def login(self, request: LoginRequest, *, timeout: float | None = None) -> LoginResponse:

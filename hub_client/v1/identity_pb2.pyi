@@ -22,34 +22,6 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class _BudgetPeriod:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _BudgetPeriodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BudgetPeriod.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    BUDGET_PERIOD_UNSPECIFIED: _BudgetPeriod.ValueType  # 0
-    """Not given."""
-    BUDGET_PERIOD_LIFETIME: _BudgetPeriod.ValueType  # 1
-    """For ever."""
-    BUDGET_PERIOD_DAY: _BudgetPeriod.ValueType  # 2
-    """From midnight to midnight in the user's time zone."""
-    BUDGET_PERIOD_MONTH: _BudgetPeriod.ValueType  # 3
-    """A calendar month in the user's time zone."""
-
-class BudgetPeriod(_BudgetPeriod, metaclass=_BudgetPeriodEnumTypeWrapper):
-    """How long a token budget lasts."""
-
-BUDGET_PERIOD_UNSPECIFIED: BudgetPeriod.ValueType  # 0
-"""Not given."""
-BUDGET_PERIOD_LIFETIME: BudgetPeriod.ValueType  # 1
-"""For ever."""
-BUDGET_PERIOD_DAY: BudgetPeriod.ValueType  # 2
-"""From midnight to midnight in the user's time zone."""
-BUDGET_PERIOD_MONTH: BudgetPeriod.ValueType  # 3
-"""A calendar month in the user's time zone."""
-Global___BudgetPeriod: _TypeAlias = BudgetPeriod  # noqa: Y015
-
 class _MessageSearch:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -203,7 +175,7 @@ class UserConfig(_message.Message):
     """Greatest number of active sessions. 0 = none, absent = no limit."""
     max_tokens: _builtins.int
     """Tokens the user may use in a period. 0 = none, absent = no limit."""
-    budget_period: Global___BudgetPeriod.ValueType
+    budget_period: _options_pb2.BudgetPeriod.ValueType
     """What `max_tokens` is for. Default LIFETIME."""
     preferred_language: _builtins.str
     """The language of the user's texts as a BCP 47 tag; it chooses how words are
@@ -233,7 +205,7 @@ class UserConfig(_message.Message):
         enable_tool: _builtins.bool | None = ...,
         max_sessions: _builtins.int | None = ...,
         max_tokens: _builtins.int | None = ...,
-        budget_period: Global___BudgetPeriod.ValueType | None = ...,
+        budget_period: _options_pb2.BudgetPeriod.ValueType | None = ...,
         preferred_language: _builtins.str | None = ...,
         timezone: _builtins.str | None = ...,
         etag: _builtins.str = ...,
@@ -2069,7 +2041,7 @@ class AuditEvent(_message.Message):
     authn_token_created (keys, resets, refreshed logins), authn_token_revoked,
     authn_token_reuse; authz_fail (level or scope), authz_change (configurations);
     user_created, user_updated, user_archived (deactivated), user_activated,
-    user_deleted, user_undeleted; tenant_created, tenant_updated (its settings),
+    user_deleted, user_undeleted, user_exported; tenant_created, tenant_updated (its settings),
     tenant_deactivated, tenant_activated; message_redacted.
     """
     outcome: Global___AuditOutcome.ValueType

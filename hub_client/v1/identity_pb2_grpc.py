@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from hub_client.v1 import export_pb2 as hub_dot_v1_dot_export__pb2
 from hub_client.v1 import identity_pb2 as hub_dot_v1_dot_identity__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -84,6 +85,11 @@ class IdentityServiceStub:
                 '/hub.v1.IdentityService/UndeleteUser',
                 request_serializer=hub_dot_v1_dot_identity__pb2.UndeleteUserRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_identity__pb2.UndeleteUserResponse.FromString,
+                _registered_method=True)
+        self.ExportUser = channel.unary_stream(
+                '/hub.v1.IdentityService/ExportUser',
+                request_serializer=hub_dot_v1_dot_export__pb2.ExportUserRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_export__pb2.ExportUserResponse.FromString,
                 _registered_method=True)
         self.Login = channel.unary_unary(
                 '/hub.v1.IdentityService/Login',
@@ -305,6 +311,23 @@ class IdentityServiceServicer:
         stays as he is.
 
         Errors include: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportUser(self, request, context):
+        """Streams a user, disabled or deleted ones too, with all that is his: what he
+        said, what is remembered and known of him, with the vectors. His credentials, the
+        audit log and what other hubs make for themselves are not in it.
+
+        What was acknowledged before the export began is in it, as it is when its turn
+        comes; what is made later is not. The last record is a summary: a stream that
+        ends without it is not whole. The hub holds no more than a page of it, and waits
+        for a reader who is slow.
+
+        Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (a document was
+        processed anew while its chunks were told: ask again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -610,6 +633,11 @@ def add_IdentityServiceServicer_to_server(servicer, server):
                     servicer.UndeleteUser,
                     request_deserializer=hub_dot_v1_dot_identity__pb2.UndeleteUserRequest.FromString,
                     response_serializer=hub_dot_v1_dot_identity__pb2.UndeleteUserResponse.SerializeToString,
+            ),
+            'ExportUser': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportUser,
+                    request_deserializer=hub_dot_v1_dot_export__pb2.ExportUserRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_export__pb2.ExportUserResponse.SerializeToString,
             ),
             'Login': grpc.unary_unary_rpc_method_handler(
                     servicer.Login,
@@ -991,6 +1019,33 @@ class IdentityService:
             '/hub.v1.IdentityService/UndeleteUser',
             hub_dot_v1_dot_identity__pb2.UndeleteUserRequest.SerializeToString,
             hub_dot_v1_dot_identity__pb2.UndeleteUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hub.v1.IdentityService/ExportUser',
+            hub_dot_v1_dot_export__pb2.ExportUserRequest.SerializeToString,
+            hub_dot_v1_dot_export__pb2.ExportUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

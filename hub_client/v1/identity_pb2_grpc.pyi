@@ -5,6 +5,7 @@ Who is it, what is allowed."""
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from hub_client.v1 import export_pb2 as _export_pb2
 from hub_client.v1 import identity_pb2 as _identity_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -85,6 +86,19 @@ class IdentityServiceStub:
     stays as he is.
 
     Errors include: NOT_FOUND.
+    """
+    ExportUser: _grpc.UnaryStreamMultiCallable[_export_pb2.ExportUserRequest, _export_pb2.ExportUserResponse]
+    """Streams a user, disabled or deleted ones too, with all that is his: what he
+    said, what is remembered and known of him, with the vectors. His credentials, the
+    audit log and what other hubs make for themselves are not in it.
+
+    What was acknowledged before the export began is in it, as it is when its turn
+    comes; what is made later is not. The last record is a summary: a stream that
+    ends without it is not whole. The hub holds no more than a page of it, and waits
+    for a reader who is slow.
+
+    Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (a document was
+    processed anew while its chunks were told: ask again).
     """
     Login: _grpc.UnaryUnaryMultiCallable[_identity_pb2.LoginRequest, _identity_pb2.LoginResponse]
     """Exchanges an email and a password for a user token and a refresh token.
@@ -292,6 +306,19 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     stays as he is.
 
     Errors include: NOT_FOUND.
+    """
+    ExportUser: _aio.UnaryStreamMultiCallable[_export_pb2.ExportUserRequest, _export_pb2.ExportUserResponse]  # type: ignore[assignment]
+    """Streams a user, disabled or deleted ones too, with all that is his: what he
+    said, what is remembered and known of him, with the vectors. His credentials, the
+    audit log and what other hubs make for themselves are not in it.
+
+    What was acknowledged before the export began is in it, as it is when its turn
+    comes; what is made later is not. The last record is a summary: a stream that
+    ends without it is not whole. The hub holds no more than a page of it, and waits
+    for a reader who is slow.
+
+    Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (a document was
+    processed anew while its chunks were told: ask again).
     """
     Login: _aio.UnaryUnaryMultiCallable[_identity_pb2.LoginRequest, _identity_pb2.LoginResponse]  # type: ignore[assignment]
     """Exchanges an email and a password for a user token and a refresh token.
@@ -550,6 +577,25 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         stays as he is.
 
         Errors include: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportUser(
+        self,
+        request: _export_pb2.ExportUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_export_pb2.ExportUserResponse], _abc.AsyncIterator[_export_pb2.ExportUserResponse]]:
+        """Streams a user, disabled or deleted ones too, with all that is his: what he
+        said, what is remembered and known of him, with the vectors. His credentials, the
+        audit log and what other hubs make for themselves are not in it.
+
+        What was acknowledged before the export began is in it, as it is when its turn
+        comes; what is made later is not. The last record is a summary: a stream that
+        ends without it is not whole. The hub holds no more than a page of it, and waits
+        for a reader who is slow.
+
+        Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (a document was
+        processed anew while its chunks were told: ask again).
         """
 
     @_abc_1.abstractmethod

@@ -169,6 +169,34 @@ that user and of the key, whichever are less.
 """
 Global___Scope: _TypeAlias = Scope  # noqa: Y015
 
+class _BudgetPeriod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BudgetPeriodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BudgetPeriod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BUDGET_PERIOD_UNSPECIFIED: _BudgetPeriod.ValueType  # 0
+    """Not given."""
+    BUDGET_PERIOD_LIFETIME: _BudgetPeriod.ValueType  # 1
+    """For ever."""
+    BUDGET_PERIOD_DAY: _BudgetPeriod.ValueType  # 2
+    """From midnight to midnight in the user's time zone."""
+    BUDGET_PERIOD_MONTH: _BudgetPeriod.ValueType  # 3
+    """A calendar month in the user's time zone."""
+
+class BudgetPeriod(_BudgetPeriod, metaclass=_BudgetPeriodEnumTypeWrapper):
+    """How long a token budget lasts."""
+
+BUDGET_PERIOD_UNSPECIFIED: BudgetPeriod.ValueType  # 0
+"""Not given."""
+BUDGET_PERIOD_LIFETIME: BudgetPeriod.ValueType  # 1
+"""For ever."""
+BUDGET_PERIOD_DAY: BudgetPeriod.ValueType  # 2
+"""From midnight to midnight in the user's time zone."""
+BUDGET_PERIOD_MONTH: BudgetPeriod.ValueType  # 3
+"""A calendar month in the user's time zone."""
+Global___BudgetPeriod: _TypeAlias = BudgetPeriod  # noqa: Y015
+
 class _Reason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015

@@ -1,5 +1,6 @@
 """IdentityService on the wire: check, call, convert."""
 
+from hub_client.v1 import export_pb2
 from hub_client.v1 import identity_pb2 as pb
 from hub_client.v1.options_pb2 import Level
 from hub_server.caller import Caller
@@ -11,6 +12,8 @@ from hub_server.identity.keys import Keys, Tenants
 from hub_server.identity.logins import Logins
 from hub_server.identity.service import IdentityService
 from hub_server.paging import PageTokens
+from hub_server.transfer.service import Transfers
+from hub_server.transfer.servicer import ExportFeed
 
 
 class IdentityServicer:
@@ -22,6 +25,7 @@ class IdentityServicer:
         logins: Logins,
         keys: Keys,
         tenants: Tenants,
+        transfers: Transfers,
         pages: PageTokens,
     ) -> None:
         """Serve the given rules."""
@@ -29,6 +33,7 @@ class IdentityServicer:
         self._logins = logins
         self._keys = keys
         self._tenants = tenants
+        self._transfers = transfers
         self._pages = pages
 
     async def CreateUser(
@@ -109,6 +114,10 @@ class IdentityServicer:
         """Bring a deleted user back."""
         user = await self._identity.undelete_user(caller, request.user_id)
         return pb.UndeleteUserResponse(user=wire.user_to_pb(user))
+
+    async def ExportUser(self, request: export_pb2.ExportUserRequest, _: Caller) -> ExportFeed:
+        """Stream a user with all that is his."""
+        return ExportFeed(self._transfers.export(request.user_id))
 
     async def Login(self, request: pb.LoginRequest, caller: Caller | None) -> pb.LoginResponse:
         """Exchange email and password for tokens."""

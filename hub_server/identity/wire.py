@@ -7,7 +7,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
 from hub_client.v1 import identity_pb2 as pb
-from hub_client.v1.options_pb2 import Scope
+from hub_client.v1.options_pb2 import BudgetPeriod, Scope
 from hub_server.convert import enum_from_text, enum_to_text, timestamp_from_pb, timestamp_to_pb
 from hub_server.errors import HubError
 from hub_server.identity import scopes
@@ -39,7 +39,7 @@ def config_changes(config: pb.UserConfig, mask: FieldMask) -> dict[str, Any]:
         raise HubError.invalid("update_mask", f"may name: {', '.join(_CONFIG_SETTABLE)}")
     changes = {name: optional(config, name) for name in paths}
     if changes.get("budget_period") is not None:
-        period = enum_to_text(pb.BudgetPeriod, config.budget_period)
+        period = enum_to_text(BudgetPeriod, config.budget_period)
         changes["budget_period"] = None if period == "unspecified" else period
     return changes
 
@@ -107,7 +107,7 @@ def user_to_pb(user: Row) -> pb.User:
 def config_to_pb(config: Row) -> pb.UserConfig:
     """Return the configuration of a user, or the defaults of a tenant."""
     values = {name: config[name] for name in _CONFIG_SETTABLE}
-    values["budget_period"] = enum_from_text(pb.BudgetPeriod, config["budget_period"])
+    values["budget_period"] = enum_from_text(BudgetPeriod, config["budget_period"])
     return pb.UserConfig(
         user_id=config.get("user_id", ""),
         **values,

@@ -25,6 +25,7 @@ _MACHINE_TEXTS: Final = {
     "next_page_token",
     "page_token",
     "preferred_language",
+    "sha256",  # of an export
     "timezone",
 }
 _PUBLIC: Final = ("Login", "RefreshToken", "ConfirmPasswordReset")
@@ -71,7 +72,7 @@ def test_there_are_four_services() -> None:
         "hub.v1.MemoryService",
         "hub.v1.KnowledgeService",
     }
-    assert len(METHODS) == 71
+    assert len(METHODS) == 72
 
 
 @of_each_method
@@ -87,7 +88,7 @@ def test_a_method_declares_whether_it_writes(method: MethodDescriptor) -> None:
     """A name tells the same: what gets, lists, looks for or tells reads, all else writes."""
     access = method.GetOptions().Extensions[options_pb2.access]
     reads = method.name.startswith(
-        ("Get", "List", "Search", "Recall", "Watch", "WhoAmI", "Introspect")
+        ("Get", "List", "Search", "Recall", "Watch", "WhoAmI", "Introspect", "Export")
     )
     assert access == (Access.ACCESS_READ if reads else Access.ACCESS_WRITE)
 
@@ -146,7 +147,7 @@ def test_a_request_and_a_response_are_their_own_messages(method: MethodDescripto
     assert method.input_type.name == f"{method.name}Request"
     assert method.output_type.name == f"{method.name}Response"
     assert not method.client_streaming
-    assert method.server_streaming == method.name.startswith("Watch")
+    assert method.server_streaming == method.name.startswith(("Watch", "Export"))
 
 
 @of_each_method

@@ -1,0 +1,139 @@
+"""SQL of exports and imports. Returns rows; never commits."""
+
+import datetime as dt
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from hub_server.database import HotStatement
+from hub_server.identity.models import users
+from hub_server.rows import Row
+from hub_server.transfer.models import BY_NAME, Kind
+
+# What is read at a time, in rows and in bytes of their texts; one row more may be read.
+_MOST_ROWS: Final = 200
+_MOST_BYTES: Final = 4 << 20
+
+# Of the rows that come next, as many as the bytes allow; what they do not is not even sent.
+_SIZED: Final = """
+SELECT {told}
+FROM (SELECT found.*, sum(found.size) OVER (ORDER BY {order}) - found.size AS before
+      FROM ({found}) found) t
+WHERE t.before < {most_bytes}
+ORDER BY {order}
+"""
+_ROWS: Final = """
+SELECT t.*, {size} AS size FROM {table} t
+WHERE t.tenant_id = :tenant_id ::uuid AND t.user_id = :user_id ::uuid
+  AND t.created_at <= :until ::timestamptz {after}
+ORDER BY {order} LIMIT {most_rows}
+"""
+_CHILDREN: Final = """
+SELECT t.*, {size} AS size, p.place
+FROM unnest(:parents ::uuid[], :bounds ::bigint[], :after ::bigint[])
+    WITH ORDINALITY AS p (id, bound, after, place)
+CROSS JOIN LATERAL (
+    SELECT * FROM {table} t
+    WHERE t.tenant_id = :tenant_id ::uuid AND t.{parent} = p.id AND {within}
+      AND t.{number} > p.after
+    ORDER BY t.{number} LIMIT {most_rows}) t
+ORDER BY p.place, t.{number} LIMIT {most_rows}
+"""
+
+
+class TransferRepository:
+    """Rows of one user of a tenant, of all kinds."""
+
+    def __init__(self, connection: AsyncConnection, tenant_id: str, user_id: str) -> None:
+        """Work within the transaction of ``connection``."""
+        self._connection = connection
+        self._user = {"tenant_id": tenant_id, "user_id": user_id}
+
+    async def now(self) -> dt.datetime | None:
+        """Return what time it is for Postgres, or None when there is no such user."""
+        query = sa.select(sa.func.clock_timestamp()).where(
+            *(users.c[name] == value for name, value in self._user.items())
+        )
+        moment: dt.datetime | None = (await self._connection.execute(query)).scalar()
+        return moment
+
+    async def rows(
+        self, kind: Kind, until: dt.datetime, after: Sequence[Any] | None
+    ) -> Sequence[Row]:
+        """Return the next rows of a kind that were there at a time, after one; None = the first."""
+        given = {f"after_{place}": value for place, value in enumerate(after or ())}
+        statement = _rows(kind.name, is_first=after is None)
+        return await statement.rows(self._connection, self._user | {"until": until, **given})
+
+    async def children(self, kind: Kind, parents: Sequence[Row], after: int) -> Sequence[Row]:
+        """Return the next children of rows of a kind, one parent's after the other's.
+
+        ``after`` is the number of the last one read of the first parent.
+        """
+        assert kind.children is not None  # noqa: S101 - nobody asks otherwise
+        given = {
+            "parents": [parent[kind.key[0]] for parent in parents],
+            "bounds": [parent[kind.children.bound] for parent in parents],
+            "after": [after, *([-1] * (len(parents) - 1))],
+        }
+        return await _children(kind.name).rows(self._connection, self._user | given)
+
+
+@functools.cache
+def _rows(name: str, *, is_first: bool) -> HotStatement:
+    kind = BY_NAME[name]
+    order = kind.order or kind.key
+    given = (f":after_{at} ::{_type(kind, column)}" for at, column in enumerate(order))
+    after = "" if is_first else f"AND ({_named(order)}) > ({', '.join(given)})"
+    parts = {"size": _size(kind), "table": kind.table.name, "after": after}
+    found = _ROWS.format(**parts, order=_named(order), most_rows=_MOST_ROWS)
+    return _sized(kind, found, _named(order))
+
+
+@functools.cache
+def _children(name: str) -> HotStatement:
+    parent = BY_NAME[name]
+    assert parent.children is not None  # noqa: S101 - nobody asks otherwise
+    kind, number = BY_NAME[parent.children.kind], parent.children.number
+    found = _CHILDREN.format(
+        size=_size(kind),
+        table=kind.table.name,
+        parent=parent.key[0],
+        within=parent.children.within,
+        number=number,
+        most_rows=_MOST_ROWS,
+    )
+    return _sized(kind, found, f"place, {number}")
+
+
+def _sized(kind: Kind, found: str, order: str) -> HotStatement:
+    told = ", ".join([*_told(kind), *(f"{sql} AS {name}" for name, sql in kind.computed.items())])
+    return HotStatement(_SIZED.format(told=told, found=found, order=order, most_bytes=_MOST_BYTES))
+
+
+def _told(kind: Kind) -> Iterable[str]:
+    """Yield the columns as they are read: ids as texts."""
+    for name in kind.columns:
+        is_id = isinstance(kind.table.c[name].type, sa.Uuid)
+        yield f"t.{name}::text" if is_id else f"t.{name}"
+
+
+def _named(columns: Sequence[str]) -> str:
+    return ", ".join(columns)
+
+
+def _size(kind: Kind) -> str:
+    """Return SQL for the bytes of what is long in a row."""
+    sizes = {sa.Text: "octet_length(t.{})", sa.LargeBinary: "octet_length(t.{})"}
+    sizes[postgresql.JSONB] = "octet_length(t.{}::text)"
+    long = (column for column in kind.table.c if type(column.type) in sizes)
+    return " + ".join(["0", *(f"coalesce({sizes[type(c.type)].format(c.name)}, 0)" for c in long)])
+
+
+def _type(kind: Kind, column: str) -> str:
+    """Return what Postgres calls the type of a column."""
+    return kind.table.c[column].type.compile(dialect=postgresql.dialect())  # type: ignore[no-untyped-call]
