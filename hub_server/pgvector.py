@@ -19,8 +19,9 @@ from hub_server.database import Database
 from hub_server.retrieval.fusion import CANDIDATES
 from hub_server.retrieval.graph import ef_for
 from hub_server.retrieval.matrix import Matrix, unit
+from hub_server.retrieval.stats import Check, Stats, Totals
 from hub_server.retrieval.view import Candidate, Change, Flaws, proposed, vector_of
-from hub_server.retrieval.views import Check, Pull, Space, Stats, Views
+from hub_server.retrieval.views import Pull, Space, Views
 from hub_server.vector_store import MOST_INDEXED, Found, Page, VectorStore
 
 __all__ = ["PgVector"]
@@ -125,6 +126,7 @@ class PgVector:
         if state is None:
             return words
         return Stats(
+            engine="pgvector",
             rows=state["row_count"],
             in_graph=state["row_count"] - state["behind"],
             dead=0,
@@ -134,6 +136,31 @@ class PgVector:
             built_at=state["built_at"],
             saved_at=words.saved_at if words else None,
         )
+
+    async def snapshot_bytes(self, space: Space) -> int:
+        """Return the size of the snapshot of a space's words; 0 = there is none."""
+        return await self._words.snapshot_bytes(_of_words(space))
+
+    @property
+    def totals(self) -> Totals:
+        """What this process holds in memory: words."""
+        return self._words.totals
+
+    async def rebuild(
+        self, space: Space, *, dimension: int, language: str, last_seq: int, pull: Pull
+    ) -> None:
+        """Make vectors and words of a space anew. Searches wait until the vectors are there."""
+        await self._words.rebuild(
+            _of_words(space),
+            dimension=_NO_VECTOR,
+            language=language,
+            last_seq=last_seq,
+            pull=_without_vectors(pull),
+        )
+        if space.embedding_model:
+            async with self._database.statement(_caller(space)) as connection:
+                await VectorStore(connection, space).forget()
+            await self._followed(space, dimension, last_seq, pull)
 
     async def forget(self, space: Space) -> None:
         """Remove the vectors and words of a tenant's user's kind, of whatever model."""

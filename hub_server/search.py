@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hub_server.embedding import Embedder, EmbeddingError
 from hub_server.errors import HubError, Reason
 from hub_server.retrieval.index import Index
+from hub_server.retrieval.stats import Check, Stats, Totals
 from hub_server.retrieval.view import Candidate, Change
 from hub_server.retrieval.views import Space
 from hub_server.rows import Row
@@ -40,6 +41,15 @@ class Hit:
 
     row: Row
     candidate: Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a view is made of: its space, the space's row of ``spaces.state``, its changes."""
+
+    space: Space
+    state: Row
+    pull: Pull
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +145,39 @@ class Search:
             limit=limit,
             among=among,
         )
+
+    async def check(self, source: Source) -> Check:
+        """Compare the view of a space with its rows, and measure its recall."""
+        return await self._index.check(
+            source.space,
+            dimension=self._embedder.dimension,
+            language=source.state["preferred_language"],
+            last_seq=source.state["last_seq"],
+            pull=source.pull,
+        )
+
+    async def rebuild(self, source: Source) -> None:
+        """Make the view of a space anew; searches use the one there was until it is complete."""
+        await self._index.rebuild(
+            source.space,
+            dimension=self._embedder.dimension,
+            language=source.state["preferred_language"],
+            last_seq=source.state["last_seq"],
+            pull=source.pull,
+        )
+
+    async def stats(self, space: Space) -> Stats | None:
+        """Return what there is to know of the view of a space; None = there is none."""
+        return await self._index.stats(space)
+
+    async def snapshot_bytes(self, space: Space) -> int:
+        """Return the size of the snapshot of a space; 0 = there is none."""
+        return await self._index.snapshot_bytes(space)
+
+    @property
+    def totals(self) -> Totals:
+        """What the views of this process come to."""
+        return self._index.totals
 
     def space(self, tenant_id: str, user_id: str, kind: str, model: str = "") -> Space:
         """Return the space of one kind of a user's rows, under a model; empty = the one in use."""

@@ -33,6 +33,7 @@ from hub_server.identity.servicer import IdentityServicer
 from hub_server.jobs import purge
 from hub_server.jobs.ingestion import Ingestion
 from hub_server.jobs.message_embedding import MessageEmbedding
+from hub_server.knowledge.index import Indexes
 from hub_server.knowledge.own_chunks import OwnVectors
 from hub_server.knowledge.service import KnowledgeService
 from hub_server.knowledge.servicer import KnowledgeServicer
@@ -163,15 +164,18 @@ async def _compose(
     if settings.pooler == "none":  # through a pooler nobody can listen, so watchers look again
         stack.push_async_callback(_cancel, asyncio.create_task(wakeups.run()))
     knowledge = KnowledgeService(database, search, ingestion.wake)
+    memory, messages = (
+        MemoryService(database, search),
+        MessageSearch(database, search, embedding.wake),
+    )
+    watches = DocumentWatches(knowledge, wakeups, settings.heartbeat)
+    sources = {"knowledge": knowledge.source, "memory": memory.source, "messages": messages.source}
     return {
         "identity": identity,
-        "chat": await _compose_chat(settings, database, search, embedding, wakeups, pages, stack),
-        "memory": MemoryServicer(MemoryService(database, search), pages),
+        "chat": await _compose_chat(settings, database, messages, embedding, wakeups, pages, stack),
+        "memory": MemoryServicer(memory, pages),
         "knowledge": KnowledgeServicer(
-            knowledge,
-            OwnVectors(database, search),
-            DocumentWatches(knowledge, wakeups, settings.heartbeat),
-            pages,
+            knowledge, OwnVectors(database, search), watches, Indexes(search, sources), pages
         ),
     }, ingestion
 
@@ -191,7 +195,7 @@ def _index(settings: Settings, database: Database) -> Index:
 async def _compose_chat(
     settings: Settings,
     database: Database,
-    search: Search,
+    search: MessageSearch,
     embedding: MessageEmbedding,
     wakeups: Wakeups,
     pages: PageTokens,
@@ -203,8 +207,7 @@ async def _compose_chat(
     appends = Appends(database, tokens, tokenizer, embedding.wake)
     stack.push_async_callback(appends.close)
     watches = Watches(chat, wakeups, settings.heartbeat)
-    found = MessageSearch(database, search, embedding.wake)
-    return ChatServicer(chat, appends, tokens, watches, found, pages)
+    return ChatServicer(chat, appends, tokens, watches, search, pages)
 
 
 async def _listen(

@@ -149,7 +149,7 @@ _BUILT: Final = HotStatement(
 _STATE: Final = HotStatement(
     """
 SELECT s.life::text, s.dimension, s.applied_seq, s.row_count,
-       extract(epoch FROM s.built_at)::float8 AS built_at,
+       s.built_at,
        (SELECT count(*) FROM vectors v WHERE {rows} AND NOT v.in_graph) AS behind
 FROM vector_spaces s WHERE {space}
 """,

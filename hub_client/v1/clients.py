@@ -134,12 +134,16 @@ from hub_client.v1.identity_pb2 import (
 from hub_client.v1.knowledge_pb2 import (
     AddChunksRequest,
     AddChunksResponse,
+    CheckIndexRequest,
+    CheckIndexResponse,
     Chunk,
     DeleteDocumentRequest,
     DeleteDocumentResponse,
     Document,
     GetDocumentRequest,
     GetDocumentResponse,
+    GetIndexStatsRequest,
+    GetIndexStatsResponse,
     IngestDocumentRequest,
     IngestDocumentResponse,
     ListChunksRequest,
@@ -148,6 +152,8 @@ from hub_client.v1.knowledge_pb2 import (
     ListDocumentsResponse,
     ListRetrievalsRequest,
     ListRetrievalsResponse,
+    RebuildIndexRequest,
+    RebuildIndexResponse,
     Retrieval,
     RetryDocumentRequest,
     RetryDocumentResponse,
@@ -1789,6 +1795,49 @@ class KnowledgeClient:
             "/hub.v1.KnowledgeService/Search", request, SearchResponse, timeout
         )
 
+    def get_index_stats(
+        self, request: GetIndexStatsRequest, *, timeout: float | None = None
+    ) -> GetIndexStatsResponse:
+        """Tells of the index that serves the searches of one space: what the process that
+        answers holds of it. Where a hub has several workers, each holds views of its
+        own: another call may be answered by another worker, with other figures. With
+        HUB_INDEX=pgvector the vectors are in Postgres and the same for all.
+
+        Errors include: NOT_FOUND (the user), FEATURE_DISABLED (messages are not searched).
+        """
+        return self._transport.call(
+            "/hub.v1.KnowledgeService/GetIndexStats", request, GetIndexStatsResponse, timeout
+        )
+
+    def check_index(
+        self, request: CheckIndexRequest, *, timeout: float | None = None
+    ) -> CheckIndexResponse:
+        """Compares the index of one space with its rows, and measures its recall. It
+        reads all rows of the space, so it may take seconds for 100,000 of them: give it a
+        deadline. It is the index of the process that answers; others are not looked at.
+
+        Errors include: NOT_FOUND (the user), FEATURE_DISABLED (messages are not searched).
+        """
+        return self._transport.call(
+            "/hub.v1.KnowledgeService/CheckIndex", request, CheckIndexResponse, timeout
+        )
+
+    def rebuild_index(
+        self, request: RebuildIndexRequest, *, timeout: float | None = None
+    ) -> RebuildIndexResponse:
+        """Makes the index of one space anew from its rows, and removes its snapshots.
+        Searches use the old one until the new one holds every row; the answer comes when
+        they use the new. A graph, where the space is large enough for one, is built after
+        that: until then vectors are searched exactly, and `is_building` is told. At the
+        deadline of the call the old one stays. It is the index of the process that
+        answers; other workers keep theirs, but save none of them any more.
+
+        Errors include: NOT_FOUND (the user), FEATURE_DISABLED (messages are not searched).
+        """
+        return self._transport.call(
+            "/hub.v1.KnowledgeService/RebuildIndex", request, RebuildIndexResponse, timeout
+        )
+
 
 class AsyncKnowledgeClient:
     """Keeps a user's documents and finds the passages that answer a query.
@@ -1956,6 +2005,49 @@ class AsyncKnowledgeClient:
         """
         return await self._transport.call(
             "/hub.v1.KnowledgeService/Search", request, SearchResponse, timeout
+        )
+
+    async def get_index_stats(
+        self, request: GetIndexStatsRequest, *, timeout: float | None = None
+    ) -> GetIndexStatsResponse:
+        """Tells of the index that serves the searches of one space: what the process that
+        answers holds of it. Where a hub has several workers, each holds views of its
+        own: another call may be answered by another worker, with other figures. With
+        HUB_INDEX=pgvector the vectors are in Postgres and the same for all.
+
+        Errors include: NOT_FOUND (the user), FEATURE_DISABLED (messages are not searched).
+        """
+        return await self._transport.call(
+            "/hub.v1.KnowledgeService/GetIndexStats", request, GetIndexStatsResponse, timeout
+        )
+
+    async def check_index(
+        self, request: CheckIndexRequest, *, timeout: float | None = None
+    ) -> CheckIndexResponse:
+        """Compares the index of one space with its rows, and measures its recall. It
+        reads all rows of the space, so it may take seconds for 100,000 of them: give it a
+        deadline. It is the index of the process that answers; others are not looked at.
+
+        Errors include: NOT_FOUND (the user), FEATURE_DISABLED (messages are not searched).
+        """
+        return await self._transport.call(
+            "/hub.v1.KnowledgeService/CheckIndex", request, CheckIndexResponse, timeout
+        )
+
+    async def rebuild_index(
+        self, request: RebuildIndexRequest, *, timeout: float | None = None
+    ) -> RebuildIndexResponse:
+        """Makes the index of one space anew from its rows, and removes its snapshots.
+        Searches use the old one until the new one holds every row; the answer comes when
+        they use the new. A graph, where the space is large enough for one, is built after
+        that: until then vectors are searched exactly, and `is_building` is told. At the
+        deadline of the call the old one stays. It is the index of the process that
+        answers; other workers keep theirs, but save none of them any more.
+
+        Errors include: NOT_FOUND (the user), FEATURE_DISABLED (messages are not searched).
+        """
+        return await self._transport.call(
+            "/hub.v1.KnowledgeService/RebuildIndex", request, RebuildIndexResponse, timeout
         )
 
 

@@ -78,6 +78,62 @@ SEARCH_MODE_LEXICAL: SearchMode.ValueType  # 3
 """By words alone; the query is not embedded."""
 Global___SearchMode: _TypeAlias = SearchMode  # noqa: Y015
 
+class _IndexKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _IndexKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IndexKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INDEX_KIND_UNSPECIFIED: _IndexKind.ValueType  # 0
+    """Not told."""
+    INDEX_KIND_KNOWLEDGE: _IndexKind.ValueType  # 1
+    """The chunks of documents."""
+    INDEX_KIND_MEMORY: _IndexKind.ValueType  # 2
+    """The memories."""
+    INDEX_KIND_MESSAGES: _IndexKind.ValueType  # 3
+    """The messages of sessions, where the tenant has them searched."""
+
+class IndexKind(_IndexKind, metaclass=_IndexKindEnumTypeWrapper):
+    """Which rows of a user a search looks through."""
+
+INDEX_KIND_UNSPECIFIED: IndexKind.ValueType  # 0
+"""Not told."""
+INDEX_KIND_KNOWLEDGE: IndexKind.ValueType  # 1
+"""The chunks of documents."""
+INDEX_KIND_MEMORY: IndexKind.ValueType  # 2
+"""The memories."""
+INDEX_KIND_MESSAGES: IndexKind.ValueType  # 3
+"""The messages of sessions, where the tenant has them searched."""
+Global___IndexKind: _TypeAlias = IndexKind  # noqa: Y015
+
+class _IndexEngine:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _IndexEngineEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IndexEngine.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INDEX_ENGINE_UNSPECIFIED: _IndexEngine.ValueType  # 0
+    """Not told: the process holds no view of the space."""
+    INDEX_ENGINE_EXACT: _IndexEngine.ValueType  # 1
+    """Each vector is compared."""
+    INDEX_ENGINE_HNSWLIB: _IndexEngine.ValueType  # 2
+    """By a graph in memory; rows it does not have yet are compared one by one."""
+    INDEX_ENGINE_PGVECTOR: _IndexEngine.ValueType  # 3
+    """By Postgres, where all processes share them; words are held by each process."""
+
+class IndexEngine(_IndexEngine, metaclass=_IndexEngineEnumTypeWrapper):
+    """How vectors are searched."""
+
+INDEX_ENGINE_UNSPECIFIED: IndexEngine.ValueType  # 0
+"""Not told: the process holds no view of the space."""
+INDEX_ENGINE_EXACT: IndexEngine.ValueType  # 1
+"""Each vector is compared."""
+INDEX_ENGINE_HNSWLIB: IndexEngine.ValueType  # 2
+"""By a graph in memory; rows it does not have yet are compared one by one."""
+INDEX_ENGINE_PGVECTOR: IndexEngine.ValueType  # 3
+"""By Postgres, where all processes share them; words are held by each process."""
+Global___IndexEngine: _TypeAlias = IndexEngine  # noqa: Y015
+
 @_typing.final
 class Document(_message.Message):
     """One document of one user."""
@@ -1115,3 +1171,333 @@ class ListRetrievalsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRetrievalsResponse: _TypeAlias = ListRetrievalsResponse  # noqa: Y015
+
+@_typing.final
+class IndexStats(_message.Message):
+    """What a process holds of one space."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
+    IS_HELD_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    ROWS_IN_GRAPH_FIELD_NUMBER: _builtins.int
+    DEAD_ROWS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    APPLIED_SEQ_FIELD_NUMBER: _builtins.int
+    LAST_SEQ_FIELD_NUMBER: _builtins.int
+    IS_BUILDING_FIELD_NUMBER: _builtins.int
+    BUILT_AT_FIELD_NUMBER: _builtins.int
+    SAVED_AT_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_BYTES_FIELD_NUMBER: _builtins.int
+    PROCESS_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user."""
+    kind: Global___IndexKind.ValueType
+    """Which of his rows."""
+    embedding_model: _builtins.str
+    """The model of the vectors. Empty = the space is searched by words alone."""
+    is_held: _builtins.bool
+    """Whether the process holds a view. It makes one with the next search if not;
+    what follows is then 0 or absent, but for `last_seq` and `snapshot_bytes`.
+    """
+    engine: Global___IndexEngine.ValueType
+    """How vectors are searched."""
+    rows: _builtins.int
+    """The rows it holds."""
+    rows_in_graph: _builtins.int
+    """Those of them that a graph searches. 0 = there is none."""
+    dead_rows: _builtins.int
+    """Vectors that were removed and still take memory."""
+    bytes: _builtins.int
+    """An estimate of the memory it takes, in bytes."""
+    applied_seq: _builtins.int
+    """The last change of the space it has followed. The next search follows the rest."""
+    last_seq: _builtins.int
+    """The last change of the space."""
+    is_building: _builtins.bool
+    """Whether a graph is being built, or a snapshot written."""
+    snapshot_bytes: _builtins.int
+    """The size of the snapshot in bytes. 0 = there is none."""
+    @_builtins.property
+    def built_at(self) -> _timestamp_pb2.Timestamp:
+        """When a graph was last brought up to date. Absent = not by this process."""
+
+    @_builtins.property
+    def saved_at(self) -> _timestamp_pb2.Timestamp:
+        """When a snapshot was last written. Absent = not by this process."""
+
+    @_builtins.property
+    def process(self) -> Global___ProcessIndexStats:
+        """All views of the process."""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        kind: Global___IndexKind.ValueType = ...,
+        embedding_model: _builtins.str = ...,
+        is_held: _builtins.bool = ...,
+        engine: Global___IndexEngine.ValueType = ...,
+        rows: _builtins.int = ...,
+        rows_in_graph: _builtins.int = ...,
+        dead_rows: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        applied_seq: _builtins.int = ...,
+        last_seq: _builtins.int = ...,
+        is_building: _builtins.bool = ...,
+        built_at: _timestamp_pb2.Timestamp | None = ...,
+        saved_at: _timestamp_pb2.Timestamp | None = ...,
+        snapshot_bytes: _builtins.int = ...,
+        process: Global___ProcessIndexStats | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["built_at", b"built_at", "process", b"process", "saved_at", b"saved_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_seq", b"applied_seq", "built_at", b"built_at", "bytes", b"bytes", "dead_rows", b"dead_rows", "embedding_model", b"embedding_model", "engine", b"engine", "is_building", b"is_building", "is_held", b"is_held", "kind", b"kind", "last_seq", b"last_seq", "process", b"process", "rows", b"rows", "rows_in_graph", b"rows_in_graph", "saved_at", b"saved_at", "snapshot_bytes", b"snapshot_bytes", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IndexStats: _TypeAlias = IndexStats  # noqa: Y015
+
+@_typing.final
+class ProcessIndexStats(_message.Message):
+    """What a process holds of all spaces, of whatever tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIEWS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    views: _builtins.int
+    """The number of views."""
+    bytes: _builtins.int
+    """An estimate of the memory they take, in bytes."""
+    budget_bytes: _builtins.int
+    """The bytes above which those unused for longest are dropped."""
+    def __init__(
+        self,
+        *,
+        views: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        budget_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "bytes", b"bytes", "views", b"views"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProcessIndexStats: _TypeAlias = ProcessIndexStats  # noqa: Y015
+
+@_typing.final
+class IndexCheck(_message.Message):
+    """What a comparison of a view with the rows came to. Of each kind of flaw the first
+    20 ids are told, in their order.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    GHOSTS_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
+    MISSING_IDS_FIELD_NUMBER: _builtins.int
+    GHOST_IDS_FIELD_NUMBER: _builtins.int
+    STALE_IDS_FIELD_NUMBER: _builtins.int
+    RECALL_AT_10_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    """The rows that searches are to find."""
+    missing: _builtins.int
+    """How many of them the view lacks."""
+    ghosts: _builtins.int
+    """How many rows the view has that are gone."""
+    stale: _builtins.int
+    """How many rows the view has in an older state, or with another vector."""
+    recall_at_10: _builtins.float
+    """Of the ten nearest of some of its own vectors (at most 100), the share that a
+    search by vectors finds: 0 to 1. 1 where it is exact.
+    """
+    @_builtins.property
+    def missing_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of rows that are missing."""
+
+    @_builtins.property
+    def ghost_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of rows that are gone."""
+
+    @_builtins.property
+    def stale_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of rows that are stale."""
+
+    def __init__(
+        self,
+        *,
+        rows: _builtins.int = ...,
+        missing: _builtins.int = ...,
+        ghosts: _builtins.int = ...,
+        stale: _builtins.int = ...,
+        missing_ids: _abc.Iterable[_builtins.str] | None = ...,
+        ghost_ids: _abc.Iterable[_builtins.str] | None = ...,
+        stale_ids: _abc.Iterable[_builtins.str] | None = ...,
+        recall_at_10: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ghost_ids", b"ghost_ids", "ghosts", b"ghosts", "missing", b"missing", "missing_ids", b"missing_ids", "recall_at_10", b"recall_at_10", "rows", b"rows", "stale", b"stale", "stale_ids", b"stale_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IndexCheck: _TypeAlias = IndexCheck  # noqa: Y015
+
+@_typing.final
+class GetIndexStatsRequest(_message.Message):
+    """Request of GetIndexStats."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user. Required."""
+    kind: Global___IndexKind.ValueType
+    """Which of his rows. Required."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        kind: Global___IndexKind.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetIndexStatsRequest: _TypeAlias = GetIndexStatsRequest  # noqa: Y015
+
+@_typing.final
+class GetIndexStatsResponse(_message.Message):
+    """Response of GetIndexStats."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_STATS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def index_stats(self) -> Global___IndexStats:
+        """The view of the space."""
+
+    def __init__(
+        self,
+        *,
+        index_stats: Global___IndexStats | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["index_stats", b"index_stats"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index_stats", b"index_stats"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetIndexStatsResponse: _TypeAlias = GetIndexStatsResponse  # noqa: Y015
+
+@_typing.final
+class CheckIndexRequest(_message.Message):
+    """Request of CheckIndex."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user. Required."""
+    kind: Global___IndexKind.ValueType
+    """Which of his rows. Required."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        kind: Global___IndexKind.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckIndexRequest: _TypeAlias = CheckIndexRequest  # noqa: Y015
+
+@_typing.final
+class CheckIndexResponse(_message.Message):
+    """Response of CheckIndex."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_CHECK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def index_check(self) -> Global___IndexCheck:
+        """What it came to."""
+
+    def __init__(
+        self,
+        *,
+        index_check: Global___IndexCheck | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["index_check", b"index_check"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index_check", b"index_check"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckIndexResponse: _TypeAlias = CheckIndexResponse  # noqa: Y015
+
+@_typing.final
+class RebuildIndexRequest(_message.Message):
+    """Request of RebuildIndex."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user. Required."""
+    kind: Global___IndexKind.ValueType
+    """Which of his rows. Required."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        kind: Global___IndexKind.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebuildIndexRequest: _TypeAlias = RebuildIndexRequest  # noqa: Y015
+
+@_typing.final
+class RebuildIndexResponse(_message.Message):
+    """Response of RebuildIndex."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_STATS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def index_stats(self) -> Global___IndexStats:
+        """The new view."""
+
+    def __init__(
+        self,
+        *,
+        index_stats: Global___IndexStats | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["index_stats", b"index_stats"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index_stats", b"index_stats"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebuildIndexResponse: _TypeAlias = RebuildIndexResponse  # noqa: Y015

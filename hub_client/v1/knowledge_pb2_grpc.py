@@ -99,6 +99,21 @@ class KnowledgeServiceStub:
                 request_serializer=hub_dot_v1_dot_knowledge__pb2.SearchRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_knowledge__pb2.SearchResponse.FromString,
                 _registered_method=True)
+        self.GetIndexStats = channel.unary_unary(
+                '/hub.v1.KnowledgeService/GetIndexStats',
+                request_serializer=hub_dot_v1_dot_knowledge__pb2.GetIndexStatsRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_knowledge__pb2.GetIndexStatsResponse.FromString,
+                _registered_method=True)
+        self.CheckIndex = channel.unary_unary(
+                '/hub.v1.KnowledgeService/CheckIndex',
+                request_serializer=hub_dot_v1_dot_knowledge__pb2.CheckIndexRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_knowledge__pb2.CheckIndexResponse.FromString,
+                _registered_method=True)
+        self.RebuildIndex = channel.unary_unary(
+                '/hub.v1.KnowledgeService/RebuildIndex',
+                request_serializer=hub_dot_v1_dot_knowledge__pb2.RebuildIndexRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_knowledge__pb2.RebuildIndexResponse.FromString,
+                _registered_method=True)
 
 
 class KnowledgeServiceServicer:
@@ -233,6 +248,43 @@ class KnowledgeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetIndexStats(self, request, context):
+        """Tells of the index that serves the searches of one space: what the process that
+        answers holds of it. Where a hub has several workers, each holds views of its
+        own: another call may be answered by another worker, with other figures. With
+        HUB_INDEX=pgvector the vectors are in Postgres and the same for all.
+
+        Errors include: NOT_FOUND (the user), FEATURE_DISABLED (messages are not searched).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckIndex(self, request, context):
+        """Compares the index of one space with its rows, and measures its recall. It
+        reads all rows of the space, so it may take seconds for 100,000 of them: give it a
+        deadline. It is the index of the process that answers; others are not looked at.
+
+        Errors include: NOT_FOUND (the user), FEATURE_DISABLED (messages are not searched).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RebuildIndex(self, request, context):
+        """Makes the index of one space anew from its rows, and removes its snapshots.
+        Searches use the old one until the new one holds every row; the answer comes when
+        they use the new. A graph, where the space is large enough for one, is built after
+        that: until then vectors are searched exactly, and `is_building` is told. At the
+        deadline of the call the old one stays. It is the index of the process that
+        answers; other workers keep theirs, but save none of them any more.
+
+        Errors include: NOT_FOUND (the user), FEATURE_DISABLED (messages are not searched).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KnowledgeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -295,6 +347,21 @@ def add_KnowledgeServiceServicer_to_server(servicer, server):
                     servicer.Search,
                     request_deserializer=hub_dot_v1_dot_knowledge__pb2.SearchRequest.FromString,
                     response_serializer=hub_dot_v1_dot_knowledge__pb2.SearchResponse.SerializeToString,
+            ),
+            'GetIndexStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetIndexStats,
+                    request_deserializer=hub_dot_v1_dot_knowledge__pb2.GetIndexStatsRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_knowledge__pb2.GetIndexStatsResponse.SerializeToString,
+            ),
+            'CheckIndex': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckIndex,
+                    request_deserializer=hub_dot_v1_dot_knowledge__pb2.CheckIndexRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_knowledge__pb2.CheckIndexResponse.SerializeToString,
+            ),
+            'RebuildIndex': grpc.unary_unary_rpc_method_handler(
+                    servicer.RebuildIndex,
+                    request_deserializer=hub_dot_v1_dot_knowledge__pb2.RebuildIndexRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_knowledge__pb2.RebuildIndexResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -626,6 +693,87 @@ class KnowledgeService:
             '/hub.v1.KnowledgeService/Search',
             hub_dot_v1_dot_knowledge__pb2.SearchRequest.SerializeToString,
             hub_dot_v1_dot_knowledge__pb2.SearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetIndexStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.KnowledgeService/GetIndexStats',
+            hub_dot_v1_dot_knowledge__pb2.GetIndexStatsRequest.SerializeToString,
+            hub_dot_v1_dot_knowledge__pb2.GetIndexStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckIndex(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.KnowledgeService/CheckIndex',
+            hub_dot_v1_dot_knowledge__pb2.CheckIndexRequest.SerializeToString,
+            hub_dot_v1_dot_knowledge__pb2.CheckIndexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RebuildIndex(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.KnowledgeService/RebuildIndex',
+            hub_dot_v1_dot_knowledge__pb2.RebuildIndexRequest.SerializeToString,
+            hub_dot_v1_dot_knowledge__pb2.RebuildIndexResponse.FromString,
             options,
             channel_credentials,
             insecure,

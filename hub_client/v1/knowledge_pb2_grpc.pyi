@@ -114,6 +114,31 @@ class KnowledgeServiceStub:
 
     Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED.
     """
+    GetIndexStats: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.GetIndexStatsRequest, _knowledge_pb2.GetIndexStatsResponse]
+    """Tells of the index that serves the searches of one space: what the process that
+    answers holds of it. Where a hub has several workers, each holds views of its
+    own: another call may be answered by another worker, with other figures. With
+    HUB_INDEX=pgvector the vectors are in Postgres and the same for all.
+
+    Errors include: NOT_FOUND (the user), FEATURE_DISABLED (messages are not searched).
+    """
+    CheckIndex: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.CheckIndexRequest, _knowledge_pb2.CheckIndexResponse]
+    """Compares the index of one space with its rows, and measures its recall. It
+    reads all rows of the space, so it may take seconds for 100,000 of them: give it a
+    deadline. It is the index of the process that answers; others are not looked at.
+
+    Errors include: NOT_FOUND (the user), FEATURE_DISABLED (messages are not searched).
+    """
+    RebuildIndex: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.RebuildIndexRequest, _knowledge_pb2.RebuildIndexResponse]
+    """Makes the index of one space anew from its rows, and removes its snapshots.
+    Searches use the old one until the new one holds every row; the answer comes when
+    they use the new. A graph, where the space is large enough for one, is built after
+    that: until then vectors are searched exactly, and `is_building` is told. At the
+    deadline of the call the old one stays. It is the index of the process that
+    answers; other workers keep theirs, but save none of them any more.
+
+    Errors include: NOT_FOUND (the user), FEATURE_DISABLED (messages are not searched).
+    """
 
 @_typing.type_check_only
 class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
@@ -200,6 +225,31 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     its words alone.
 
     Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED.
+    """
+    GetIndexStats: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.GetIndexStatsRequest, _knowledge_pb2.GetIndexStatsResponse]  # type: ignore[assignment]
+    """Tells of the index that serves the searches of one space: what the process that
+    answers holds of it. Where a hub has several workers, each holds views of its
+    own: another call may be answered by another worker, with other figures. With
+    HUB_INDEX=pgvector the vectors are in Postgres and the same for all.
+
+    Errors include: NOT_FOUND (the user), FEATURE_DISABLED (messages are not searched).
+    """
+    CheckIndex: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.CheckIndexRequest, _knowledge_pb2.CheckIndexResponse]  # type: ignore[assignment]
+    """Compares the index of one space with its rows, and measures its recall. It
+    reads all rows of the space, so it may take seconds for 100,000 of them: give it a
+    deadline. It is the index of the process that answers; others are not looked at.
+
+    Errors include: NOT_FOUND (the user), FEATURE_DISABLED (messages are not searched).
+    """
+    RebuildIndex: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.RebuildIndexRequest, _knowledge_pb2.RebuildIndexResponse]  # type: ignore[assignment]
+    """Makes the index of one space anew from its rows, and removes its snapshots.
+    Searches use the old one until the new one holds every row; the answer comes when
+    they use the new. A graph, where the space is large enough for one, is built after
+    that: until then vectors are searched exactly, and `is_building` is told. At the
+    deadline of the call the old one stays. It is the index of the process that
+    answers; other workers keep theirs, but save none of them any more.
+
+    Errors include: NOT_FOUND (the user), FEATURE_DISABLED (messages are not searched).
     """
 
 class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -356,6 +406,49 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
         its words alone.
 
         Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED.
+        """
+
+    @_abc_1.abstractmethod
+    def GetIndexStats(
+        self,
+        request: _knowledge_pb2.GetIndexStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.GetIndexStatsResponse, _abc.Awaitable[_knowledge_pb2.GetIndexStatsResponse]]:
+        """Tells of the index that serves the searches of one space: what the process that
+        answers holds of it. Where a hub has several workers, each holds views of its
+        own: another call may be answered by another worker, with other figures. With
+        HUB_INDEX=pgvector the vectors are in Postgres and the same for all.
+
+        Errors include: NOT_FOUND (the user), FEATURE_DISABLED (messages are not searched).
+        """
+
+    @_abc_1.abstractmethod
+    def CheckIndex(
+        self,
+        request: _knowledge_pb2.CheckIndexRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.CheckIndexResponse, _abc.Awaitable[_knowledge_pb2.CheckIndexResponse]]:
+        """Compares the index of one space with its rows, and measures its recall. It
+        reads all rows of the space, so it may take seconds for 100,000 of them: give it a
+        deadline. It is the index of the process that answers; others are not looked at.
+
+        Errors include: NOT_FOUND (the user), FEATURE_DISABLED (messages are not searched).
+        """
+
+    @_abc_1.abstractmethod
+    def RebuildIndex(
+        self,
+        request: _knowledge_pb2.RebuildIndexRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.RebuildIndexResponse, _abc.Awaitable[_knowledge_pb2.RebuildIndexResponse]]:
+        """Makes the index of one space anew from its rows, and removes its snapshots.
+        Searches use the old one until the new one holds every row; the answer comes when
+        they use the new. A graph, where the space is large enough for one, is built after
+        that: until then vectors are searched exactly, and `is_building` is told. At the
+        deadline of the call the old one stays. It is the index of the process that
+        answers; other workers keep theirs, but save none of them any more.
+
+        Errors include: NOT_FOUND (the user), FEATURE_DISABLED (messages are not searched).
         """
 
 def add_KnowledgeServiceServicer_to_server(servicer: KnowledgeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

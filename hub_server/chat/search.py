@@ -19,7 +19,7 @@ from hub_server.retrieval.neighbours import lift
 from hub_server.retrieval.view import Candidate, Change
 from hub_server.retrieval.views import Space
 from hub_server.rows import Row, active_user
-from hub_server.search import DEFAULT_TOP_K, WIDEN, Query, Search
+from hub_server.search import DEFAULT_TOP_K, WIDEN, Query, Search, Source
 
 KIND: Final = "messages"
 # Messages read beyond top_k, for those that are redacted between the two reads.
@@ -71,6 +71,24 @@ class MessageSearch:
         highest = max((scores[row["message_id"]] for row in rows), default=0.0) or 1.0
         return [(row, scores[row["message_id"]] / highest) for row in rows[:top_k]]
 
+    async def source(self, caller: Caller, user_id: str) -> Source:
+        """Return what a view of a user's messages is made of.
+
+        Raises NOT_FOUND, USER_DISABLED or FEATURE_DISABLED.
+        """
+        return self._source(caller, user_id, await self._state(caller, user_id, ""))
+
+    def _source(self, caller: Caller, user_id: str, state: Row) -> Source:
+        # Words alone have a view of their own, of no model: it holds no vectors.
+        model = self._search.model if state["message_search"] == "hybrid" else ""
+
+        async def pull(after: int) -> Sequence[Change]:
+            async with self._database.statement(caller) as connection:
+                repository = SearchRepository(connection, caller.tenant_id, user_id)
+                return await repository.changes(model, after)
+
+        return Source(Space(caller.tenant_id, user_id, KIND, model), state, pull)
+
     async def _state(self, caller: Caller, user_id: str, session_id: str) -> Row:
         async with self._database.statement(caller) as connection:
             repository = SearchRepository(connection, caller.tenant_id, user_id)
@@ -88,21 +106,16 @@ class MessageSearch:
 
         A narrow filter may leave too few of what the view proposes; then it is asked for more.
         """
+        source = self._source(caller, user_id, state)
         by_meaning = state["message_search"] == "hybrid"
-        # Words alone have a view of their own, of no model: it holds no vectors.
-        space = Space(caller.tenant_id, user_id, KIND, self._search.model if by_meaning else "")
         vector = await self._search.embed(asked.query) if by_meaning else None
         query = Query(asked.query, vector)
-
-        async def pull(after: int) -> Sequence[Change]:
-            async with self._database.statement(caller) as connection:
-                repository = SearchRepository(connection, caller.tenant_id, user_id)
-                return await repository.changes(space.embedding_model, after)
-
         top_k = asked.top_k or DEFAULT_TOP_K
         limit = max(CANDIDATES, top_k)
         while True:
-            candidates = await self._search.candidates(space, state, query, limit, pull)
+            candidates = await self._search.candidates(
+                source.space, state, query, limit, source.pull
+            )
             if not candidates:
                 return {}
             async with self._database.statement(caller) as connection:

@@ -21,7 +21,7 @@ from hub_server.knowledge.vectors import check_dimension
 from hub_server.paging import Page, split
 from hub_server.retrieval.view import Change
 from hub_server.rows import Row, active_user, owned
-from hub_server.search import DEFAULT_TOP_K, Hit, Query, Search
+from hub_server.search import DEFAULT_TOP_K, Hit, Pull, Query, Search, Source
 
 KIND: Final = "knowledge"
 
@@ -226,11 +226,6 @@ class KnowledgeService:
         vector = await self._vector(caller, user_id, asked, model)
         text = "" if asked.mode == "semantic" else asked.query
 
-        async def pull(after: int) -> Sequence[Change]:
-            async with self._database.statement(caller) as connection:
-                repository = KnowledgeRepository(connection, caller.tenant_id)
-                return await repository.changes(user_id, model, after)
-
         async def read(chunk_ids: Sequence[str]) -> Mapping[str, Row]:
             async with self._database.statement(caller) as connection:
                 repository = KnowledgeRepository(connection, caller.tenant_id)
@@ -238,6 +233,7 @@ class KnowledgeService:
 
         space = self._search.space(caller.tenant_id, user_id, KIND, model)
         top_k = asked.top_k or DEFAULT_TOP_K
+        pull = self._pull(caller, user_id, model)
         hits = await self._search.hits(
             space, state, Query(text, vector), top_k, pull, read, asked.chosen
         )
@@ -262,6 +258,21 @@ class KnowledgeService:
             raise HubError.invalid("embedding_model", "must be a model of the user's chunks")
         check_dimension("vector", len(asked.vector), model, known)
         return asked.vector
+
+    async def source(self, caller: Caller, user_id: str) -> Source:
+        """Return what a view of a user's chunks is made of. Raises NOT_FOUND or USER_DISABLED."""
+        async with self._database.statement(caller) as connection:
+            state = active_user(await spaces.state(connection, caller.tenant_id, user_id, KIND))
+        space = self._search.space(caller.tenant_id, user_id, KIND)
+        return Source(space, state, self._pull(caller, user_id, self._search.model))
+
+    def _pull(self, caller: Caller, user_id: str, model: str) -> Pull:
+        async def pull(after: int) -> Sequence[Change]:
+            async with self._database.statement(caller) as connection:
+                repository = KnowledgeRepository(connection, caller.tenant_id)
+                return await repository.changes(user_id, model, after)
+
+        return pull
 
     async def _state(self, caller: Caller, user_id: str, session_id: str) -> Row:
         """Return the space's state, when the user may search it for this session."""

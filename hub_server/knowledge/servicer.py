@@ -18,16 +18,19 @@ from hub_server.convert import (
 )
 from hub_server.errors import HubError
 from hub_server.idempotency import retry_of
+from hub_server.knowledge.index import Indexes, Told
 from hub_server.knowledge.own_chunks import OwnChunk, OwnChunks, OwnVectors
 from hub_server.knowledge.service import Asked, KnowledgeService, document_etag
 from hub_server.knowledge.vectors import vector_of
 from hub_server.knowledge.watching import DocumentFeed, DocumentWatches
 from hub_server.paging import PageTokens
+from hub_server.retrieval.stats import Check
 from hub_server.rows import Row
 from hub_server.search import Hit
 
 # Names in the metadata of a chunk.
 _OF_THE_HUB: Final = frozenset(("source", "chunk_index", "document_title"))
+_MOST_IDS: Final = 20  # of flaws, of each kind
 
 
 class KnowledgeServicer:
@@ -38,12 +41,14 @@ class KnowledgeServicer:
         service: KnowledgeService,
         own_vectors: OwnVectors,
         watches: DocumentWatches,
+        indexes: Indexes,
         pages: PageTokens,
     ) -> None:
         """Serve the given rules."""
         self._knowledge = service
         self._own_vectors = own_vectors
         self._watches = watches
+        self._indexes = indexes
         self._pages = pages
 
     async def IngestDocument(
@@ -166,6 +171,30 @@ class KnowledgeServicer:
         user_id = caller.acting_for(request.user_id)
         hits = await self._knowledge.search(caller, user_id, asked)
         return pb.SearchResponse(hits=map(_hit_to_pb, hits))
+
+    async def GetIndexStats(
+        self, request: pb.GetIndexStatsRequest, caller: Caller
+    ) -> pb.GetIndexStatsResponse:
+        """Tell of an index."""
+        kind = enum_to_text(pb.IndexKind, request.kind)
+        told = await self._indexes.stats(caller, request.user_id, kind)
+        return pb.GetIndexStatsResponse(index_stats=_index_to_pb(told))
+
+    async def CheckIndex(
+        self, request: pb.CheckIndexRequest, caller: Caller
+    ) -> pb.CheckIndexResponse:
+        """Compare an index with its rows."""
+        kind = enum_to_text(pb.IndexKind, request.kind)
+        check = await self._indexes.check(caller, request.user_id, kind)
+        return pb.CheckIndexResponse(index_check=_check_to_pb(check))
+
+    async def RebuildIndex(
+        self, request: pb.RebuildIndexRequest, caller: Caller
+    ) -> pb.RebuildIndexResponse:
+        """Make an index anew."""
+        kind = enum_to_text(pb.IndexKind, request.kind)
+        told = await self._indexes.rebuild(caller, request.user_id, kind)
+        return pb.RebuildIndexResponse(index_stats=_index_to_pb(told))
 
 
 class WatchFeed:
@@ -291,6 +320,49 @@ def _retrieval_to_pb(row: Row) -> pb.Retrieval:
         embedding_model=row["embedding_model"],
         created_at=timestamp_to_pb(row["created_at"]),
         times_retrieved=row["times_retrieved"],
+    )
+
+
+def _index_to_pb(told: Told) -> pb.IndexStats:
+    space, stats = told.source.space, told.stats
+    index = pb.IndexStats(
+        user_id=space.user_id,
+        kind=enum_from_text(pb.IndexKind, space.kind),
+        embedding_model=space.embedding_model,
+        last_seq=told.source.state["last_seq"],
+        snapshot_bytes=told.snapshot_bytes,
+        process=pb.ProcessIndexStats(
+            views=told.totals.views, bytes=told.totals.nbytes, budget_bytes=told.totals.budget
+        ),
+    )
+    if stats is not None:
+        held = pb.IndexStats(
+            is_held=True,
+            engine=enum_from_text(pb.IndexEngine, stats.engine),
+            rows=stats.rows,
+            rows_in_graph=stats.in_graph,
+            dead_rows=stats.dead,
+            bytes=stats.nbytes,
+            applied_seq=stats.applied_seq,
+            is_building=stats.is_at_work,
+            built_at=timestamp_to_pb(stats.built_at),
+            saved_at=timestamp_to_pb(stats.saved_at),
+        )
+        index.MergeFrom(held)
+    return index
+
+
+def _check_to_pb(check: Check) -> pb.IndexCheck:
+    flaws = check.flaws
+    return pb.IndexCheck(
+        rows=check.rows,
+        missing=len(flaws.missing),
+        ghosts=len(flaws.ghost),
+        stale=len(flaws.stale),
+        missing_ids=flaws.missing[:_MOST_IDS],
+        ghost_ids=flaws.ghost[:_MOST_IDS],
+        stale_ids=flaws.stale[:_MOST_IDS],
+        recall_at_10=check.recall,
     )
 
 

@@ -13,7 +13,7 @@ from hub_server.memory.repository import MemoryRepository
 from hub_server.paging import Page, split
 from hub_server.retrieval.view import Change
 from hub_server.rows import Row, active_user, owned
-from hub_server.search import DEFAULT_TOP_K, Hit, Query, Search
+from hub_server.search import DEFAULT_TOP_K, Hit, Pull, Query, Search, Source
 
 KIND: Final = "memory"
 
@@ -70,20 +70,30 @@ class MemoryService:
         state = await self._state(caller, user_id)
         vector = await self._search.embed(query)
 
-        async def pull(after: int) -> Sequence[Change]:
-            async with self._database.statement(caller) as connection:
-                repository = MemoryRepository(connection, caller.tenant_id)
-                return await repository.changes(user_id, self._search.model, after)
-
         async def read(memory_ids: Sequence[str]) -> Mapping[str, Row]:
             async with self._database.statement(caller) as connection:
                 repository = MemoryRepository(connection, caller.tenant_id)
                 return await repository.living(user_id, memory_ids)
 
         space = self._search.space(caller.tenant_id, user_id, KIND)
+        pull = self._pull(caller, user_id)
         return await self._search.hits(
             space, state, Query(query, vector), top_k or DEFAULT_TOP_K, pull, read
         )
+
+    async def source(self, caller: Caller, user_id: str) -> Source:
+        """Return what a view of a user's memories is made of. Raises NOT_FOUND or USER_DISABLED."""
+        state = await self._state(caller, user_id)
+        space = self._search.space(caller.tenant_id, user_id, KIND)
+        return Source(space, state, self._pull(caller, user_id))
+
+    def _pull(self, caller: Caller, user_id: str) -> Pull:
+        async def pull(after: int) -> Sequence[Change]:
+            async with self._database.statement(caller) as connection:
+                repository = MemoryRepository(connection, caller.tenant_id)
+                return await repository.changes(user_id, self._search.model, after)
+
+        return pull
 
     async def _state(self, caller: Caller, user_id: str) -> Row:
         async with self._database.statement(caller) as connection:

@@ -11,6 +11,7 @@ ranking.py     the shape all candidate lists share, and the one way to cut them
 fusion.py      the two lists -> one
 neighbours.py  scores that flow to what is beside a row
 view.py        one search space: applies changes to both indexes, answers searches
+stats.py       what is told of views
 packing.py     strings -> bytes, for snapshots
 snapshots.py   views on disk: written, read, checked, forgotten
 views.py       the views of a process: catching up, locking, threads, eviction

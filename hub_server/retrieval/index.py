@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from hub_server.retrieval.matrix import Matrix
+from hub_server.retrieval.stats import Check, Stats, Totals
 from hub_server.retrieval.view import Candidate
-from hub_server.retrieval.views import Check, Pull, Space, Stats
+from hub_server.retrieval.views import Pull, Space
 
 __all__ = ["Index"]
 
@@ -38,6 +39,18 @@ class Index(Protocol):
 
     async def stats(self, space: Space) -> Stats | None:
         """Return what there is to know of a space; None = nothing is held of it."""
+
+    async def snapshot_bytes(self, space: Space) -> int:
+        """Return the size of the snapshot of a space; 0 = there is none."""
+
+    @property
+    def totals(self) -> Totals:
+        """What this process holds in memory of all spaces."""
+
+    async def rebuild(
+        self, space: Space, *, dimension: int, language: str, last_seq: int, pull: Pull
+    ) -> None:
+        """Make what is held of a space anew from its rows. No search beside it misses any."""
 
     async def forget(self, space: Space) -> None:
         """Remove all that is held of a tenant's user's kind, of whatever model, files too."""

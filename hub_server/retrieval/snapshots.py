@@ -87,6 +87,13 @@ class Snapshots:
             self.refuse(space, str(error))
             return None
 
+    def size(self, space: Space) -> int:
+        """Return how many bytes the snapshot of a space has; 0 = there is none."""
+        try:
+            return self._file(space).stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def refuse(self, space: Space, why: str) -> None:
         """Remove the snapshot of a space, which is of no use."""
         log.warning("view snapshot refused", kind=space.kind, user_id=space.user_id, why=why)

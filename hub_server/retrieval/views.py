@@ -5,10 +5,10 @@ writes snapshots. No search waits for either.
 """
 
 import asyncio
+import datetime as dt
 import os
 import sys
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -21,9 +21,10 @@ import structlog
 
 from hub_server.retrieval.matrix import Matrix
 from hub_server.retrieval.snapshots import Snapshots, Space
-from hub_server.retrieval.view import Candidate, Change, Flaws, View
+from hub_server.retrieval.stats import Check, Stats, Totals
+from hub_server.retrieval.view import Candidate, Change, View
 
-__all__ = ["Check", "Pull", "Space", "Stats", "Views"]
+__all__ = ["Pull", "Space", "Views"]
 
 Pull = Callable[[int], Awaitable[Sequence[Change]]]
 """Returns the next page of changes with seq > the argument, in seq order; empty = none left."""
@@ -47,36 +48,6 @@ _RECALL_SAMPLE: Final = 100
 log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.views")
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """What there is to know of a view in memory. Times are those of time.time()."""
-
-    rows: int
-    in_graph: int
-    """Rows whose vectors a graph searches; the others are searched exactly. 0 = no graph."""
-    dead: int
-    """Vectors that were removed and still take memory."""
-    nbytes: int
-    applied_seq: int
-    is_at_work: bool
-    """Whether a graph is being built or a snapshot written."""
-    built_at: float | None
-    """When a graph was last brought up to date; None = not by this process."""
-    saved_at: float | None
-    """When a snapshot was last written; None = not by this process."""
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """What a comparison of a view with the rows came to."""
-
-    rows: int
-    """Rows that are to be found."""
-    flaws: Flaws
-    recall: float
-    """Of ten nearest, the share that a search by vectors finds; 1.0 where it is exact."""
-
-
 @dataclass(slots=True)
 class _Entry:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -86,8 +57,8 @@ class _Entry:
     epoch: str = ""  # see snapshots
     churn_saved: int | None = None  # of the view, when a snapshot was last tried; None = never
     task: asyncio.Task[None] | None = None  # builds its graph or writes its snapshot
-    built_at: float | None = None
-    saved_at: float | None = None
+    built_at: dt.datetime | None = None
+    saved_at: dt.datetime | None = None
 
 
 class Views:
@@ -121,6 +92,7 @@ class Views:
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="build", initializer=_yield)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._closing = threading.Event()
+        self._rebuilding = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -131,6 +103,11 @@ class Views:
     def nbytes(self) -> int:
         """Estimate of the memory all views hold, in bytes."""
         return sum(entry.nbytes for entry in self._entries.values())
+
+    @property
+    def totals(self) -> Totals:
+        """What all views come to."""
+        return Totals(len(self), self.nbytes, self._memory_bytes)
 
     async def search(  # noqa: PLR0913 - what is searched and what is asked, all by name
         self,
@@ -205,6 +182,7 @@ class Views:
             return None
         view = entry.view
         return Stats(
+            engine="hnswlib" if view.in_graph else "exact",
             rows=len(view),
             in_graph=view.in_graph,
             dead=view.dead,
@@ -214,6 +192,36 @@ class Views:
             built_at=entry.built_at,
             saved_at=entry.saved_at,
         )
+
+    async def snapshot_bytes(self, space: Space) -> int:
+        """Return the size of the snapshot of `space`; 0 = there is none."""
+        if self._snapshots is None:
+            return 0
+        return await asyncio.to_thread(self._snapshots.size, space)
+
+    async def rebuild(
+        self, space: Space, *, dimension: int, language: str, last_seq: int, pull: Pull
+    ) -> None:
+        """Make the view of `space` from its rows, whatever there was of it.
+
+        Until it is complete, searches use the old one; its graph, if it needs one, is built after
+        that. Its snapshots are removed first, and other processes' views are not saved any more.
+        """
+        async with self._rebuilding:  # one at a time: each needs the memory of a whole view
+            epoch = ""
+            if self._snapshots is not None:
+                await asyncio.to_thread(self._snapshots.forget, space)
+                epoch = await asyncio.to_thread(self._snapshots.epoch, space)
+            entry = self._entered(space)
+            try:
+                view = View(dimension, language, self._exact_max_bytes)
+                await _catch_up(view, last_seq, pull)
+                # Forgotten meanwhile, this entry is one that no search enters any more.
+                async with entry.lock:
+                    entry.view, entry.epoch, entry.churn_saved = view, epoch, None
+                    entry.nbytes, entry.built_at, entry.saved_at = view.nbytes, None, None
+            finally:
+                self._left(space, entry)
 
     def drop(self, space: Space) -> None:
         """Forget the view of `space`. A search that is using it ends on the forgotten one."""
@@ -347,9 +355,11 @@ class Views:
             await self._save(space, entry)
         await _run(partial(view.build, is_stopped), inline=False, executor=self._builder)
         if not is_stopped():
-            entry.built_at, entry.nbytes = time.time(), view.nbytes
+            entry.built_at, entry.nbytes = dt.datetime.now(dt.UTC), view.nbytes
             if self._is_to_save(entry):
                 await self._save(space, entry)
+        elif entry.view is not view and self._entries.get(space) is entry:
+            await self._build(space, entry)  # of the one that has taken its place
 
     async def _save(self, space: Space, entry: _Entry) -> None:
         async with entry.lock:
@@ -360,7 +370,7 @@ class Views:
             dump = await _run(view.dump, inline=False)
         save = partial(self._snapshots.save, space, epoch, dump)
         if await _run(save, inline=False, executor=self._writer):
-            entry.saved_at = time.time()
+            entry.saved_at = dt.datetime.now(dt.UTC)
         elif self._holds(space, entry, view):
             self.drop(space)  # another process forgot it: of what is erased nothing may be kept
 

@@ -19,6 +19,7 @@ from hub_client.v1 import (
     BatchAppendMessagesRequest,
     BatchMessage,
     ChangePasswordRequest,
+    CheckIndexRequest,
     ConfirmPasswordResetRequest,
     CreateApiKeyRequest,
     CreatePasswordResetRequest,
@@ -35,6 +36,7 @@ from hub_client.v1 import (
     ForkSessionRequest,
     GetDefaultConfigRequest,
     GetDocumentRequest,
+    GetIndexStatsRequest,
     GetMemoryRequest,
     GetMessageRequest,
     GetSessionRequest,
@@ -43,6 +45,7 @@ from hub_client.v1 import (
     GetUsageRequest,
     GetUserConfigRequest,
     GetUserRequest,
+    IndexKind,
     IngestDocumentRequest,
     IntrospectTokenRequest,
     ListApiKeysRequest,
@@ -62,6 +65,7 @@ from hub_client.v1 import (
     MemoryType,
     MessageSearch,
     OwnChunk,
+    RebuildIndexRequest,
     RecallRequest,
     RedactMessageRequest,
     RefreshTokenRequest,
@@ -361,5 +365,14 @@ _SAMPLES: Final[dict[str, Callable[[World], Message]]] = {
     "DeleteDocument": lambda world: DeleteDocumentRequest(document_id=world.spare_document_id),
     "Search": lambda world: SearchRequest(
         user_id=world.user_id, query="leaves", session_id=world.session_id
+    ),
+    "GetIndexStats": lambda world: GetIndexStatsRequest(
+        user_id=world.user_id, kind=IndexKind.INDEX_KIND_KNOWLEDGE
+    ),
+    "CheckIndex": lambda world: CheckIndexRequest(
+        user_id=world.user_id, kind=IndexKind.INDEX_KIND_MEMORY
+    ),
+    "RebuildIndex": lambda world: RebuildIndexRequest(
+        user_id=world.user_id, kind=IndexKind.INDEX_KIND_MEMORY
     ),
 }

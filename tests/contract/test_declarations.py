@@ -72,7 +72,7 @@ def test_there_are_four_services() -> None:
         "hub.v1.MemoryService",
         "hub.v1.KnowledgeService",
     }
-    assert len(METHODS) == 72
+    assert len(METHODS) == 75
 
 
 @of_each_method
@@ -88,7 +88,7 @@ def test_a_method_declares_whether_it_writes(method: MethodDescriptor) -> None:
     """A name tells the same: what gets, lists, looks for or tells reads, all else writes."""
     access = method.GetOptions().Extensions[options_pb2.access]
     reads = method.name.startswith(
-        ("Get", "List", "Search", "Recall", "Watch", "WhoAmI", "Introspect", "Export")
+        ("Get", "List", "Search", "Recall", "Watch", "Check", "WhoAmI", "Introspect", "Export")
     )
     assert access == (Access.ACCESS_READ if reads else Access.ACCESS_WRITE)
 

@@ -16,8 +16,9 @@ from hub_server.retrieval.graph import Graph
 from hub_server.retrieval.matrix import Matrix
 from hub_server.retrieval.ranking import Labels
 from hub_server.retrieval.snapshots import Snapshots
+from hub_server.retrieval.stats import Stats
 from hub_server.retrieval.view import Candidate, Change, IndexedRow, View
-from hub_server.retrieval.views import Pull, Space, Stats, Views
+from hub_server.retrieval.views import Pull, Space, Views
 
 _DIMENSION = 8
 _QUERY = np.ones(_DIMENSION, dtype=np.float32)
@@ -600,6 +601,57 @@ async def test_a_check_amid_writes_finds_no_flaws() -> None:
         assert (told.flaws.missing, told.flaws.ghost, told.flaws.stale) == ([], [], [])
     await asyncio.gather(*searches)
     assert _ids(await _search(views, log)) == {change.group_id for change in log.changes}
+
+
+async def test_a_rebuild_takes_nothing_from_what_was(tmp_path: Path) -> None:
+    """Made anew, a view holds what the rows do; until then searches use the one there was."""
+    views, log = _kept(tmp_path, exact_max_bytes=0), _Log(*_many(1, 40), page=20)
+    await _search(views, log)
+    await views.settled()
+    old = views._entries[_SPACE].view
+    assert old is not None
+    assert len(_files(tmp_path)) == 1
+    old._remove(["r1"])  # a fault
+    found: list[set[str]] = []
+
+    async def pull(after: int) -> Sequence[Change]:
+        assert not _files(tmp_path)
+        found.append(_ids(await _search(views, log)))
+        return await log.pull(after)
+
+    log.changes.append(_change(41, "new", "fig"))
+    await _rebuild(views, log, pull)
+    flawed = {f"r{number}" for number in range(2, 41)} | {"new"}
+    assert found == [flawed] * 3
+    assert _ids(await _search(views, log)) == flawed | {"r1"}
+    await views.settled()
+    assert ((await _stats(views)).in_graph, len(_files(tmp_path))) == (41, 1)
+    assert await views.snapshot_bytes(_SPACE) == _files(tmp_path)[0].stat().st_size
+    await views.close()
+
+
+async def test_what_is_erased_during_a_rebuild_is_not_in_it(tmp_path: Path) -> None:
+    """What was begun before is forgotten with all else, and not saved either."""
+    views, log = _kept(tmp_path), _Log(*_many(1, 40), page=20)
+
+    async def pull(after: int) -> Sequence[Change]:
+        changes = await log.pull(after)
+        if len(log.pulls) == 1:
+            log.changes = log.changes[1:]  # erased: no row is left to tell of it
+            await views.forget(_SPACE)
+        return changes
+
+    await _rebuild(views, log, pull)
+    await views.settled()
+    assert not _files(tmp_path)
+    assert _ids(await _search(views, log)) == {f"r{number}" for number in range(2, 41)}
+    await views.close()
+
+
+async def _rebuild(views: Views, log: _Log, pull: Pull) -> None:
+    await views.rebuild(
+        _SPACE, dimension=_DIMENSION, language="en", last_seq=log.last_seq, pull=pull
+    )
 
 
 class _Life:
