@@ -145,6 +145,14 @@ class ReaderTooSlowError(HubError):
     """The reader of a stream did not keep up; resume it where it stopped."""
 
 
+class MemoryStatusError(HubError):
+    """The memory's status, ``metadata["status"]``, does not allow this."""
+
+
+class MemoryRateError(HubError):
+    """The user was told about too often; ``retry_after`` tells when to try again."""
+
+
 class InternalError(HubError):
     """A fault of the hub; its log tells more under ``request_id``."""
 
@@ -175,6 +183,8 @@ _BY_REASON: Final[Mapping[str, type[HubError]]] = {
     "SEQ_MISMATCH": SeqMismatchError,
     "RESERVATION_SETTLED": ReservationSettledError,
     "READER_TOO_SLOW": ReaderTooSlowError,
+    "MEMORY_STATUS": MemoryStatusError,
+    "MEMORY_RATE": MemoryRateError,
 }
 # What gRPC itself reports, without the hub having answered.
 _BY_CODE: Final[Mapping[grpc.StatusCode, type[HubError]]] = {

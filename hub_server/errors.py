@@ -103,10 +103,22 @@ _STATUS: Final[dict[int, tuple[grpc.StatusCode, str]]] = {
         grpc.StatusCode.INVALID_ARGUMENT,
         "this password is too easily guessed",
     ),
+    Reason.REASON_MEMORY_STATUS: (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "the memory is {status}",
+    ),
+    Reason.REASON_MEMORY_RATE: (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "the user may be told about {limit} time(s) an hour: see {subject}",
+    ),
     Reason.REASON_INTERNAL: (grpc.StatusCode.INTERNAL, "internal error"),
 }
 
-_QUOTAS: Final = (Reason.REASON_SESSION_LIMIT, Reason.REASON_TOKEN_BUDGET)
+_QUOTAS: Final = (
+    Reason.REASON_SESSION_LIMIT,
+    Reason.REASON_TOKEN_BUDGET,
+    Reason.REASON_MEMORY_RATE,
+)
 # The pause advised before a retry, in seconds; only where a retry may help.
 _RETRY_AFTER: Final = {Reason.REASON_OVERLOADED: 0.5, Reason.REASON_UNAVAILABLE: 0.5}
 

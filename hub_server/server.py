@@ -30,7 +30,7 @@ from hub_server.identity.keys import Keys, Tenants
 from hub_server.identity.logins import Logins, Terms
 from hub_server.identity.service import IdentityService
 from hub_server.identity.servicer import IdentityServicer
-from hub_server.jobs import purge
+from hub_server.jobs import memory_expiry, purge
 from hub_server.jobs.ingestion import Ingestion
 from hub_server.jobs.message_embedding import MessageEmbedding
 from hub_server.knowledge.index import Indexes
@@ -38,7 +38,7 @@ from hub_server.knowledge.own_chunks import OwnVectors
 from hub_server.knowledge.service import KnowledgeService
 from hub_server.knowledge.servicer import KnowledgeServicer
 from hub_server.knowledge.watching import DocumentWatches
-from hub_server.memory.service import MemoryService
+from hub_server.memory.service import Clock, MemoryService, Rules, utc_now
 from hub_server.memory.servicer import MemoryServicer
 from hub_server.paging import PageTokens
 from hub_server.passwords import Passwords
@@ -73,8 +73,12 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.server")
 
 
 @asynccontextmanager
-async def serving(settings: Settings, database_url: str) -> AsyncIterator[str]:
+async def serving(
+    settings: Settings, database_url: str, *, clock: Clock = utc_now
+) -> AsyncIterator[str]:
     """Serve the hub over a migrated database; yield the bound address, ``host:port``.
+
+    ``clock`` tells when memories are made, expire and fade.
 
     At the end: health NOT_SERVING, no new calls, running calls finish or are broken off after
     ``settings.drain`` seconds. Raises UnfitDatabaseError, OSError when the address cannot be bound,
@@ -90,8 +94,13 @@ async def serving(settings: Settings, database_url: str) -> AsyncIterator[str]:
         if (close := getattr(embedder, "close", None)) is not None:
             stack.callback(close)
         embedding = MessageEmbedding(database, embedder)
-        servicers, ingestion = await _compose(settings, database, embedder, embedding, stack)
-        for job in (ingestion.run(), embedding.run(), purge.run(database)):
+        servicers, ingestion = await _compose(settings, database, embedder, embedding, clock, stack)
+        for job in (
+            ingestion.run(),
+            embedding.run(),
+            purge.run(database),
+            memory_expiry.run(database),
+        ):
             stack.push_async_callback(_cancel, asyncio.create_task(job))
         yield await _listen(settings, database, servicers, stack)
 
@@ -130,6 +139,7 @@ async def _compose(
     database: Database,
     embedder: Embedder,
     embedding: MessageEmbedding,
+    clock: Clock,
     stack: AsyncExitStack,
 ) -> tuple[dict[str, object], Ingestion]:
     """Build the servicers, by room, and the ingestion that works for them."""
@@ -164,10 +174,8 @@ async def _compose(
     if settings.pooler == "none":  # through a pooler nobody can listen, so watchers look again
         stack.push_async_callback(_cancel, asyncio.create_task(wakeups.run()))
     knowledge = KnowledgeService(database, search, ingestion.wake)
-    memory, messages = (
-        MemoryService(database, search),
-        MessageSearch(database, search, embedding.wake),
-    )
+    memory = MemoryService(database, search, _memory_rules(settings), clock)
+    messages = MessageSearch(database, search, embedding.wake)
     watches = DocumentWatches(knowledge, wakeups, settings.heartbeat)
     sources = {"knowledge": knowledge.source, "memory": memory.source, "messages": messages.source}
     return {
@@ -190,6 +198,14 @@ def _index(settings: Settings, database: Database) -> Index:
     if settings.index == "hnswlib":
         return views
     return PgVector(database, views, exact_max_bytes)
+
+
+def _memory_rules(settings: Settings) -> Rules:
+    return Rules(
+        near_duplicate=settings.near_duplicate,
+        half_life=dt.timedelta(days=settings.confidence_half_life),
+        hourly_rate=settings.remember_rate,
+    )
 
 
 async def _compose_chat(

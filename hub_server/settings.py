@@ -84,6 +84,18 @@ class Settings(BaseSettings):
         default=512, ge=1, description="Memory for all search views, in MB."
     )
 
+    near_duplicate: float = Field(
+        default=0.95, gt=0, le=1, description="Cosine from which memories may say the same."
+    )
+    confidence_half_life: float = Field(
+        default=90.0,
+        gt=0,
+        description="Days after which half of an inference's confidence is left.",
+    )
+    remember_rate: int = Field(
+        default=0, ge=0, description="Memories of a user that are taken within an hour; 0 = any."
+    )
+
     default_deadline: float = Field(
         default=30.0, gt=0, le=64, description="Seconds a call may take when it brings no deadline."
     )

@@ -32,6 +32,7 @@ from hub_server.identity.access_repository import AccessRepository
 from hub_server.identity.scopes import EVERYTHING
 from hub_server.identity.secrets import Secret
 from hub_server.ids import new_id
+from hub_server.memory.service import Clock, utc_now
 from hub_server.server import serving
 from hub_server.settings import Settings
 
@@ -103,12 +104,14 @@ class Hub:
 
 
 @asynccontextmanager
-async def running_hub(owner_url: str, data_dir: Path, **values: Any) -> AsyncIterator[Hub]:
+async def running_hub(
+    owner_url: str, data_dir: Path, *, clock: Clock = utc_now, **values: Any
+) -> AsyncIterator[Hub]:
     """Serve a migrated database in this process; `values` are settings."""
     values = {"embedding": "wordllama", "listen": "127.0.0.1:0", "index": INDEX, **values}
     settings = Settings(data_dir=data_dir, **values)
     database = Database(owner_url, role=settings.server_role, pool_size=4)
-    async with serving(settings, owner_url) as address:
+    async with serving(settings, owner_url, clock=clock) as address:
         key_file = data_dir / "service.key"
         key = key_file.read_text() if key_file.exists() else ""
         hub = Hub(address, key, owner_url, settings, database, [])

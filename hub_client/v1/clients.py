@@ -167,6 +167,18 @@ from hub_client.v1.knowledge_pb2 import (
     WatchDocumentResponse,
 )
 from hub_client.v1.memory_pb2 import (
+    AcceptMemoryRequest,
+    AcceptMemoryResponse,
+    BatchRememberRequest,
+    BatchRememberResponse,
+    DeleteMemoryRequest,
+    DeleteMemoryResponse,
+    ForgetMemoryRequest,
+    ForgetMemoryResponse,
+    GetMemoryHistoryRequest,
+    GetMemoryHistoryResponse,
+    GetMemoryReportRequest,
+    GetMemoryReportResponse,
     GetMemoryRequest,
     GetMemoryResponse,
     ListMemoriesRequest,
@@ -174,8 +186,14 @@ from hub_client.v1.memory_pb2 import (
     Memory,
     RecallRequest,
     RecallResponse,
+    RejectMemoryRequest,
+    RejectMemoryResponse,
     RememberRequest,
     RememberResponse,
+    RestoreMemoryRequest,
+    RestoreMemoryResponse,
+    UpdateMemoryRequest,
+    UpdateMemoryResponse,
 )
 
 
@@ -2066,18 +2084,53 @@ class MemoryClient:
     def remember(
         self, request: RememberRequest, *, timeout: float | None = None
     ) -> RememberResponse:
-        """Stores a memory. Every Recall that begins after the answer sees it.
+        """Remembers something about a user: a new memory, or one more proof of what is
+        remembered already. No language model is asked; these rules decide:
 
-        Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
+        With a `memory_key`, the new memory supersedes the active one of the same user,
+        type and key: that one is kept, inactive, with `superseded_by`. The same text
+        reinforces it instead. What the assistant inferred never supersedes what the
+        user or a system said: it is kept, inactive, as a proposal (AcceptMemory,
+        RejectMemory); one proposal for a key at a time, the newest.
+
+        Without a key, a text that is remembered in the same type already, active and
+        not expired, reinforces that memory. It is the same text when it is equal but
+        for case, spaces and punctuation, or when its embedding has a cosine of .95
+        (HUB_NEAR_DUPLICATE) or more, and the words by which the two differ are neither
+        numbers nor negations, and those they share stand in the same order.
+
+        To reinforce counts one up, keeps the later expiry, takes `user` as the source
+        if the user said it now, and raises the confidence c to c + (1 - c) * n / 2,
+        with n the confidence of what was said. One message proves a thing once only.
+        What was rejected and is inferred again stays rejected.
+
+        Writes of one user's memories take their turns, so all of this holds among
+        callers, too. Every Recall that begins after the answer sees it.
+
+        Errors include: NOT_FOUND (the user, the session or the message),
+        REQUEST_ID_REUSED, MEMORY_RATE.
         """
         return self._transport.call(
             "/hub.v1.MemoryService/Remember", request, RememberResponse, timeout
         )
 
+    def batch_remember(
+        self, request: BatchRememberRequest, *, timeout: float | None = None
+    ) -> BatchRememberResponse:
+        """Remembers up to 100 things of one user in their order, all or none, each by the
+        rules of Remember.
+
+        Errors include: NOT_FOUND (the user, a session or a message), REQUEST_ID_REUSED,
+        MEMORY_RATE.
+        """
+        return self._transport.call(
+            "/hub.v1.MemoryService/BatchRemember", request, BatchRememberResponse, timeout
+        )
+
     def get_memory(
         self, request: GetMemoryRequest, *, timeout: float | None = None
     ) -> GetMemoryResponse:
-        """Returns one memory.
+        """Returns one memory, whatever its status.
 
         Errors include: NOT_FOUND.
         """
@@ -2088,7 +2141,8 @@ class MemoryClient:
     def list_memories(
         self, request: ListMemoriesRequest, *, timeout: float | None = None
     ) -> Iterator[Memory]:
-        """Lists the memories of a user that are active and not expired, newest first.
+        """Lists the memories of a user, newest first: the active ones that have not
+        expired, unless other statuses are asked for.
 
         Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
         """
@@ -2096,14 +2150,115 @@ class MemoryClient:
             "/hub.v1.MemoryService/ListMemories", request, ListMemoriesResponse, "memories", timeout
         )
 
+    def get_memory_history(
+        self, request: GetMemoryHistoryRequest, *, timeout: float | None = None
+    ) -> GetMemoryHistoryResponse:
+        """Returns what became of a memory, and of those it superseded or that superseded
+        it: every change with what the memory was after it.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.MemoryService/GetMemoryHistory", request, GetMemoryHistoryResponse, timeout
+        )
+
     def recall(self, request: RecallRequest, *, timeout: float | None = None) -> RecallResponse:
         """Finds the memories of a user that fit a query in words or in meaning, best
         first. Memories that are inactive or expired are never returned.
+
+        The score is relevance^a * confidence^b * recency^c. Relevance is that of the
+        hybrid search. Confidence is the memory's `current_confidence`. Recency is
+        2^(-age / 180 days), the age that since it was stored or last reinforced. The
+        weights a, b, c are 1, 1 and .2 unless given; 0 leaves a part out.
 
         Errors include: NOT_FOUND (the user).
         """
         return self._transport.call(
             "/hub.v1.MemoryService/Recall", request, RecallResponse, timeout
+        )
+
+    def update_memory(
+        self, request: UpdateMemoryRequest, *, timeout: float | None = None
+    ) -> UpdateMemoryResponse:
+        """Changes the text, the confidence or the expiry of a memory.
+
+        Errors include: NOT_FOUND, ETAG_MISMATCH.
+        """
+        return self._transport.call(
+            "/hub.v1.MemoryService/UpdateMemory", request, UpdateMemoryResponse, timeout
+        )
+
+    def restore_memory(
+        self, request: RestoreMemoryRequest, *, timeout: float | None = None
+    ) -> RestoreMemoryResponse:
+        """Makes a superseded or forgotten memory active again. The active one of the same
+        type and key, if any, is superseded by it. An active memory stays as it is.
+
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is a proposal, or rejected).
+        """
+        return self._transport.call(
+            "/hub.v1.MemoryService/RestoreMemory", request, RestoreMemoryResponse, timeout
+        )
+
+    def accept_memory(
+        self, request: AcceptMemoryRequest, *, timeout: float | None = None
+    ) -> AcceptMemoryResponse:
+        """Makes a proposal an active memory with the source `user`, which supersedes the
+        active one of the same type and key.
+
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal).
+        """
+        return self._transport.call(
+            "/hub.v1.MemoryService/AcceptMemory", request, AcceptMemoryResponse, timeout
+        )
+
+    def reject_memory(
+        self, request: RejectMemoryRequest, *, timeout: float | None = None
+    ) -> RejectMemoryResponse:
+        """Turns a proposal down: the same text, inferred again for the same type and key,
+        stays rejected.
+
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal).
+        """
+        return self._transport.call(
+            "/hub.v1.MemoryService/RejectMemory", request, RejectMemoryResponse, timeout
+        )
+
+    def forget_memory(
+        self, request: ForgetMemoryRequest, *, timeout: float | None = None
+    ) -> ForgetMemoryResponse:
+        """Makes a memory inactive; RestoreMemory brings it back. A forgotten memory stays
+        as it is.
+
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is not active).
+        """
+        return self._transport.call(
+            "/hub.v1.MemoryService/ForgetMemory", request, ForgetMemoryResponse, timeout
+        )
+
+    def delete_memory(
+        self, request: DeleteMemoryRequest, *, timeout: float | None = None
+    ) -> DeleteMemoryResponse:
+        """Deletes a memory for good: its text, embedding and history are gone with the
+        answer, from the time travel of `as_of`, too. Deleting it again is NOT_FOUND.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.MemoryService/DeleteMemory", request, DeleteMemoryResponse, timeout
+        )
+
+    def get_memory_report(
+        self, request: GetMemoryReportRequest, *, timeout: float | None = None
+    ) -> GetMemoryReportResponse:
+        """Tells what of a user's memories to clean: near duplicates, proposals that
+        contradict, low confidence, stale ones, and ones that were never recalled. Looks
+        at the newest 5,000 active memories, and returns at most 100 findings of a kind.
+
+        Errors include: NOT_FOUND (the user).
+        """
+        return self._transport.call(
+            "/hub.v1.MemoryService/GetMemoryReport", request, GetMemoryReportResponse, timeout
         )
 
 
@@ -2122,18 +2277,53 @@ class AsyncMemoryClient:
     async def remember(
         self, request: RememberRequest, *, timeout: float | None = None
     ) -> RememberResponse:
-        """Stores a memory. Every Recall that begins after the answer sees it.
+        """Remembers something about a user: a new memory, or one more proof of what is
+        remembered already. No language model is asked; these rules decide:
 
-        Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
+        With a `memory_key`, the new memory supersedes the active one of the same user,
+        type and key: that one is kept, inactive, with `superseded_by`. The same text
+        reinforces it instead. What the assistant inferred never supersedes what the
+        user or a system said: it is kept, inactive, as a proposal (AcceptMemory,
+        RejectMemory); one proposal for a key at a time, the newest.
+
+        Without a key, a text that is remembered in the same type already, active and
+        not expired, reinforces that memory. It is the same text when it is equal but
+        for case, spaces and punctuation, or when its embedding has a cosine of .95
+        (HUB_NEAR_DUPLICATE) or more, and the words by which the two differ are neither
+        numbers nor negations, and those they share stand in the same order.
+
+        To reinforce counts one up, keeps the later expiry, takes `user` as the source
+        if the user said it now, and raises the confidence c to c + (1 - c) * n / 2,
+        with n the confidence of what was said. One message proves a thing once only.
+        What was rejected and is inferred again stays rejected.
+
+        Writes of one user's memories take their turns, so all of this holds among
+        callers, too. Every Recall that begins after the answer sees it.
+
+        Errors include: NOT_FOUND (the user, the session or the message),
+        REQUEST_ID_REUSED, MEMORY_RATE.
         """
         return await self._transport.call(
             "/hub.v1.MemoryService/Remember", request, RememberResponse, timeout
         )
 
+    async def batch_remember(
+        self, request: BatchRememberRequest, *, timeout: float | None = None
+    ) -> BatchRememberResponse:
+        """Remembers up to 100 things of one user in their order, all or none, each by the
+        rules of Remember.
+
+        Errors include: NOT_FOUND (the user, a session or a message), REQUEST_ID_REUSED,
+        MEMORY_RATE.
+        """
+        return await self._transport.call(
+            "/hub.v1.MemoryService/BatchRemember", request, BatchRememberResponse, timeout
+        )
+
     async def get_memory(
         self, request: GetMemoryRequest, *, timeout: float | None = None
     ) -> GetMemoryResponse:
-        """Returns one memory.
+        """Returns one memory, whatever its status.
 
         Errors include: NOT_FOUND.
         """
@@ -2144,12 +2334,25 @@ class AsyncMemoryClient:
     def list_memories(
         self, request: ListMemoriesRequest, *, timeout: float | None = None
     ) -> AsyncIterator[Memory]:
-        """Lists the memories of a user that are active and not expired, newest first.
+        """Lists the memories of a user, newest first: the active ones that have not
+        expired, unless other statuses are asked for.
 
         Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
         """
         return self._transport.pages(
             "/hub.v1.MemoryService/ListMemories", request, ListMemoriesResponse, "memories", timeout
+        )
+
+    async def get_memory_history(
+        self, request: GetMemoryHistoryRequest, *, timeout: float | None = None
+    ) -> GetMemoryHistoryResponse:
+        """Returns what became of a memory, and of those it superseded or that superseded
+        it: every change with what the memory was after it.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.MemoryService/GetMemoryHistory", request, GetMemoryHistoryResponse, timeout
         )
 
     async def recall(
@@ -2158,8 +2361,97 @@ class AsyncMemoryClient:
         """Finds the memories of a user that fit a query in words or in meaning, best
         first. Memories that are inactive or expired are never returned.
 
+        The score is relevance^a * confidence^b * recency^c. Relevance is that of the
+        hybrid search. Confidence is the memory's `current_confidence`. Recency is
+        2^(-age / 180 days), the age that since it was stored or last reinforced. The
+        weights a, b, c are 1, 1 and .2 unless given; 0 leaves a part out.
+
         Errors include: NOT_FOUND (the user).
         """
         return await self._transport.call(
             "/hub.v1.MemoryService/Recall", request, RecallResponse, timeout
+        )
+
+    async def update_memory(
+        self, request: UpdateMemoryRequest, *, timeout: float | None = None
+    ) -> UpdateMemoryResponse:
+        """Changes the text, the confidence or the expiry of a memory.
+
+        Errors include: NOT_FOUND, ETAG_MISMATCH.
+        """
+        return await self._transport.call(
+            "/hub.v1.MemoryService/UpdateMemory", request, UpdateMemoryResponse, timeout
+        )
+
+    async def restore_memory(
+        self, request: RestoreMemoryRequest, *, timeout: float | None = None
+    ) -> RestoreMemoryResponse:
+        """Makes a superseded or forgotten memory active again. The active one of the same
+        type and key, if any, is superseded by it. An active memory stays as it is.
+
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is a proposal, or rejected).
+        """
+        return await self._transport.call(
+            "/hub.v1.MemoryService/RestoreMemory", request, RestoreMemoryResponse, timeout
+        )
+
+    async def accept_memory(
+        self, request: AcceptMemoryRequest, *, timeout: float | None = None
+    ) -> AcceptMemoryResponse:
+        """Makes a proposal an active memory with the source `user`, which supersedes the
+        active one of the same type and key.
+
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal).
+        """
+        return await self._transport.call(
+            "/hub.v1.MemoryService/AcceptMemory", request, AcceptMemoryResponse, timeout
+        )
+
+    async def reject_memory(
+        self, request: RejectMemoryRequest, *, timeout: float | None = None
+    ) -> RejectMemoryResponse:
+        """Turns a proposal down: the same text, inferred again for the same type and key,
+        stays rejected.
+
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal).
+        """
+        return await self._transport.call(
+            "/hub.v1.MemoryService/RejectMemory", request, RejectMemoryResponse, timeout
+        )
+
+    async def forget_memory(
+        self, request: ForgetMemoryRequest, *, timeout: float | None = None
+    ) -> ForgetMemoryResponse:
+        """Makes a memory inactive; RestoreMemory brings it back. A forgotten memory stays
+        as it is.
+
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is not active).
+        """
+        return await self._transport.call(
+            "/hub.v1.MemoryService/ForgetMemory", request, ForgetMemoryResponse, timeout
+        )
+
+    async def delete_memory(
+        self, request: DeleteMemoryRequest, *, timeout: float | None = None
+    ) -> DeleteMemoryResponse:
+        """Deletes a memory for good: its text, embedding and history are gone with the
+        answer, from the time travel of `as_of`, too. Deleting it again is NOT_FOUND.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.MemoryService/DeleteMemory", request, DeleteMemoryResponse, timeout
+        )
+
+    async def get_memory_report(
+        self, request: GetMemoryReportRequest, *, timeout: float | None = None
+    ) -> GetMemoryReportResponse:
+        """Tells what of a user's memories to clean: near duplicates, proposals that
+        contradict, low confidence, stale ones, and ones that were never recalled. Looks
+        at the newest 5,000 active memories, and returns at most 100 findings of a kind.
+
+        Errors include: NOT_FOUND (the user).
+        """
+        return await self._transport.call(
+            "/hub.v1.MemoryService/GetMemoryReport", request, GetMemoryReportResponse, timeout
         )

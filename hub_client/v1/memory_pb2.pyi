@@ -5,6 +5,7 @@ What is remembered."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -76,6 +77,170 @@ MEMORY_SOURCE_SYSTEM: MemorySource.ValueType  # 3
 """A system of the tenant supplied it."""
 Global___MemorySource: _TypeAlias = MemorySource  # noqa: Y015
 
+class _MemoryStatus:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MemoryStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MemoryStatus.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MEMORY_STATUS_UNSPECIFIED: _MemoryStatus.ValueType  # 0
+    """Not told."""
+    MEMORY_STATUS_ACTIVE: _MemoryStatus.ValueType  # 1
+    """It is recalled, until it expires."""
+    MEMORY_STATUS_SUPERSEDED: _MemoryStatus.ValueType  # 2
+    """Another memory took its place."""
+    MEMORY_STATUS_PROPOSED: _MemoryStatus.ValueType  # 3
+    """Inferred against what the user or a system said; waits to be accepted or
+    rejected.
+    """
+    MEMORY_STATUS_REJECTED: _MemoryStatus.ValueType  # 4
+    """A proposal that was turned down."""
+    MEMORY_STATUS_FORGOTTEN: _MemoryStatus.ValueType  # 5
+    """Made inactive by ForgetMemory."""
+
+class MemoryStatus(_MemoryStatus, metaclass=_MemoryStatusEnumTypeWrapper):
+    """Where a memory stands."""
+
+MEMORY_STATUS_UNSPECIFIED: MemoryStatus.ValueType  # 0
+"""Not told."""
+MEMORY_STATUS_ACTIVE: MemoryStatus.ValueType  # 1
+"""It is recalled, until it expires."""
+MEMORY_STATUS_SUPERSEDED: MemoryStatus.ValueType  # 2
+"""Another memory took its place."""
+MEMORY_STATUS_PROPOSED: MemoryStatus.ValueType  # 3
+"""Inferred against what the user or a system said; waits to be accepted or
+rejected.
+"""
+MEMORY_STATUS_REJECTED: MemoryStatus.ValueType  # 4
+"""A proposal that was turned down."""
+MEMORY_STATUS_FORGOTTEN: MemoryStatus.ValueType  # 5
+"""Made inactive by ForgetMemory."""
+Global___MemoryStatus: _TypeAlias = MemoryStatus  # noqa: Y015
+
+class _RememberOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RememberOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RememberOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REMEMBER_OUTCOME_UNSPECIFIED: _RememberOutcome.ValueType  # 0
+    """Not told."""
+    REMEMBER_OUTCOME_CREATED: _RememberOutcome.ValueType  # 1
+    """It is a new memory."""
+    REMEMBER_OUTCOME_REINFORCED: _RememberOutcome.ValueType  # 2
+    """It was remembered already, and is so more surely now."""
+    REMEMBER_OUTCOME_SUPERSEDED: _RememberOutcome.ValueType  # 3
+    """It is a new memory in the place of another."""
+    REMEMBER_OUTCOME_UNCHANGED: _RememberOutcome.ValueType  # 4
+    """Nothing changed: the same message said it before, or it was rejected."""
+    REMEMBER_OUTCOME_PROPOSED: _RememberOutcome.ValueType  # 5
+    """It is a proposal, since a better source says otherwise."""
+
+class RememberOutcome(_RememberOutcome, metaclass=_RememberOutcomeEnumTypeWrapper):
+    """What came of remembering something."""
+
+REMEMBER_OUTCOME_UNSPECIFIED: RememberOutcome.ValueType  # 0
+"""Not told."""
+REMEMBER_OUTCOME_CREATED: RememberOutcome.ValueType  # 1
+"""It is a new memory."""
+REMEMBER_OUTCOME_REINFORCED: RememberOutcome.ValueType  # 2
+"""It was remembered already, and is so more surely now."""
+REMEMBER_OUTCOME_SUPERSEDED: RememberOutcome.ValueType  # 3
+"""It is a new memory in the place of another."""
+REMEMBER_OUTCOME_UNCHANGED: RememberOutcome.ValueType  # 4
+"""Nothing changed: the same message said it before, or it was rejected."""
+REMEMBER_OUTCOME_PROPOSED: RememberOutcome.ValueType  # 5
+"""It is a proposal, since a better source says otherwise."""
+Global___RememberOutcome: _TypeAlias = RememberOutcome  # noqa: Y015
+
+class _MemoryEvent:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MemoryEventEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MemoryEvent.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MEMORY_EVENT_UNSPECIFIED: _MemoryEvent.ValueType  # 0
+    """Not told."""
+    MEMORY_EVENT_CREATED: _MemoryEvent.ValueType  # 1
+    """It was remembered."""
+    MEMORY_EVENT_PROPOSED: _MemoryEvent.ValueType  # 2
+    """It was proposed."""
+    MEMORY_EVENT_REINFORCED: _MemoryEvent.ValueType  # 3
+    """It was remembered again."""
+    MEMORY_EVENT_SUPERSEDED: _MemoryEvent.ValueType  # 4
+    """Another took its place."""
+    MEMORY_EVENT_RESTORED: _MemoryEvent.ValueType  # 5
+    """RestoreMemory."""
+    MEMORY_EVENT_UPDATED: _MemoryEvent.ValueType  # 6
+    """UpdateMemory."""
+    MEMORY_EVENT_FORGOTTEN: _MemoryEvent.ValueType  # 7
+    """ForgetMemory."""
+    MEMORY_EVENT_ACCEPTED: _MemoryEvent.ValueType  # 8
+    """AcceptMemory."""
+    MEMORY_EVENT_REJECTED: _MemoryEvent.ValueType  # 9
+    """RejectMemory."""
+
+class MemoryEvent(_MemoryEvent, metaclass=_MemoryEventEnumTypeWrapper):
+    """What happened to a memory."""
+
+MEMORY_EVENT_UNSPECIFIED: MemoryEvent.ValueType  # 0
+"""Not told."""
+MEMORY_EVENT_CREATED: MemoryEvent.ValueType  # 1
+"""It was remembered."""
+MEMORY_EVENT_PROPOSED: MemoryEvent.ValueType  # 2
+"""It was proposed."""
+MEMORY_EVENT_REINFORCED: MemoryEvent.ValueType  # 3
+"""It was remembered again."""
+MEMORY_EVENT_SUPERSEDED: MemoryEvent.ValueType  # 4
+"""Another took its place."""
+MEMORY_EVENT_RESTORED: MemoryEvent.ValueType  # 5
+"""RestoreMemory."""
+MEMORY_EVENT_UPDATED: MemoryEvent.ValueType  # 6
+"""UpdateMemory."""
+MEMORY_EVENT_FORGOTTEN: MemoryEvent.ValueType  # 7
+"""ForgetMemory."""
+MEMORY_EVENT_ACCEPTED: MemoryEvent.ValueType  # 8
+"""AcceptMemory."""
+MEMORY_EVENT_REJECTED: MemoryEvent.ValueType  # 9
+"""RejectMemory."""
+Global___MemoryEvent: _TypeAlias = MemoryEvent  # noqa: Y015
+
+class _MemoryFindingKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MemoryFindingKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MemoryFindingKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MEMORY_FINDING_KIND_UNSPECIFIED: _MemoryFindingKind.ValueType  # 0
+    """Not told."""
+    MEMORY_FINDING_KIND_DUPLICATE: _MemoryFindingKind.ValueType  # 1
+    """Two of one type whose embeddings have a cosine of .9 or more."""
+    MEMORY_FINDING_KIND_CONTRADICTION: _MemoryFindingKind.ValueType  # 2
+    """A proposal, and the active memory of its type and key."""
+    MEMORY_FINDING_KIND_LOW_CONFIDENCE: _MemoryFindingKind.ValueType  # 3
+    """Its `current_confidence` is below .3."""
+    MEMORY_FINDING_KIND_STALE: _MemoryFindingKind.ValueType  # 4
+    """Neither stored, reinforced nor recalled within 180 days."""
+    MEMORY_FINDING_KIND_NEVER_RECALLED: _MemoryFindingKind.ValueType  # 5
+    """Stored over 30 days ago and never recalled since."""
+
+class MemoryFindingKind(_MemoryFindingKind, metaclass=_MemoryFindingKindEnumTypeWrapper):
+    """What is wrong with memories."""
+
+MEMORY_FINDING_KIND_UNSPECIFIED: MemoryFindingKind.ValueType  # 0
+"""Not told."""
+MEMORY_FINDING_KIND_DUPLICATE: MemoryFindingKind.ValueType  # 1
+"""Two of one type whose embeddings have a cosine of .9 or more."""
+MEMORY_FINDING_KIND_CONTRADICTION: MemoryFindingKind.ValueType  # 2
+"""A proposal, and the active memory of its type and key."""
+MEMORY_FINDING_KIND_LOW_CONFIDENCE: MemoryFindingKind.ValueType  # 3
+"""Its `current_confidence` is below .3."""
+MEMORY_FINDING_KIND_STALE: MemoryFindingKind.ValueType  # 4
+"""Neither stored, reinforced nor recalled within 180 days."""
+MEMORY_FINDING_KIND_NEVER_RECALLED: MemoryFindingKind.ValueType  # 5
+"""Stored over 30 days ago and never recalled since."""
+Global___MemoryFindingKind: _TypeAlias = MemoryFindingKind  # noqa: Y015
+
 @_typing.final
 class Memory(_message.Message):
     """One thing remembered about a user."""
@@ -92,6 +257,15 @@ class Memory(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    MEMORY_KEY_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    SUPERSEDED_BY_FIELD_NUMBER: _builtins.int
+    REINFORCEMENT_COUNT_FIELD_NUMBER: _builtins.int
+    REINFORCED_AT_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    CURRENT_CONFIDENCE_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     memory_id: _builtins.str
     """The memory's id: a UUIDv7 made by the hub."""
     user_id: _builtins.str
@@ -103,9 +277,29 @@ class Memory(_message.Message):
     confidence_score: _builtins.float
     """How sure it is, 0 to 1."""
     is_active: _builtins.bool
-    """False = kept, but never recalled."""
+    """Whether the status is `active`. False = kept, but never recalled."""
     source: Global___MemorySource.ValueType
     """Where it comes from."""
+    memory_key: _builtins.str
+    """What it is about: `subject.attribute`, such as `drink.favourite`. Empty = not
+    told.
+    """
+    status: Global___MemoryStatus.ValueType
+    """Where it stands."""
+    superseded_by: _builtins.str
+    """The memory that took its place. Empty = none."""
+    reinforcement_count: _builtins.int
+    """How often it was remembered again."""
+    session_id: _builtins.str
+    """The session in which it was first said. Empty = not told."""
+    message_id: _builtins.str
+    """The message that first said it. Empty = not told."""
+    current_confidence: _builtins.float
+    """How sure it is now. `confidence_score`, but for what was inferred and never
+    reinforced: that halves every 90 days (HUB_CONFIDENCE_HALF_LIFE).
+    """
+    etag: _builtins.str
+    """The version. A value that is not the current one is ETAG_MISMATCH in a change."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When it stops being recalled. Absent = never."""
@@ -117,6 +311,10 @@ class Memory(_message.Message):
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When it was last changed."""
+
+    @_builtins.property
+    def reinforced_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was last remembered again. Absent = never."""
 
     def __init__(
         self,
@@ -131,14 +329,57 @@ class Memory(_message.Message):
         source: Global___MemorySource.ValueType = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        memory_key: _builtins.str = ...,
+        status: Global___MemoryStatus.ValueType = ...,
+        superseded_by: _builtins.str = ...,
+        reinforcement_count: _builtins.int = ...,
+        reinforced_at: _timestamp_pb2.Timestamp | None = ...,
+        session_id: _builtins.str = ...,
+        message_id: _builtins.str = ...,
+        current_confidence: _builtins.float = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "reinforced_at", b"reinforced_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence_score", b"confidence_score", "created_at", b"created_at", "expires_at", b"expires_at", "is_active", b"is_active", "memory_content", b"memory_content", "memory_id", b"memory_id", "memory_type", b"memory_type", "source", b"source", "updated_at", b"updated_at", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence_score", b"confidence_score", "created_at", b"created_at", "current_confidence", b"current_confidence", "etag", b"etag", "expires_at", b"expires_at", "is_active", b"is_active", "memory_content", b"memory_content", "memory_id", b"memory_id", "memory_key", b"memory_key", "memory_type", b"memory_type", "message_id", b"message_id", "reinforced_at", b"reinforced_at", "reinforcement_count", b"reinforcement_count", "session_id", b"session_id", "source", b"source", "status", b"status", "superseded_by", b"superseded_by", "updated_at", b"updated_at", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Memory: _TypeAlias = Memory  # noqa: Y015
+
+@_typing.final
+class MemoryRevision(_message.Message):
+    """What a memory was after one change of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    RECORDED_AT_FIELD_NUMBER: _builtins.int
+    event: Global___MemoryEvent.ValueType
+    """What happened."""
+    @_builtins.property
+    def memory(self) -> Global___Memory:
+        """The memory as it was then; its etag is that of then, too."""
+
+    @_builtins.property
+    def recorded_at(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        memory: Global___Memory | None = ...,
+        event: Global___MemoryEvent.ValueType = ...,
+        recorded_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory", "recorded_at", b"recorded_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "memory", b"memory", "recorded_at", b"recorded_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryRevision: _TypeAlias = MemoryRevision  # noqa: Y015
 
 @_typing.final
 class MemoryHit(_message.Message):
@@ -150,9 +391,12 @@ class MemoryHit(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     VECTOR_SCORE_FIELD_NUMBER: _builtins.int
     WORD_SCORE_FIELD_NUMBER: _builtins.int
+    RELEVANCE_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    RECENCY_FIELD_NUMBER: _builtins.int
     score: _builtins.float
-    """How well it fits, 0 to 1: half of each part below, each scaled to 0 to 1
-    over the candidates of this query. Comparable within one answer only.
+    """What the hits are ordered by, 0 to 1: see Recall. Comparable within one answer
+    only.
     """
     vector_score: _builtins.float
     """Likeness in meaning: the cosine of the embeddings, -1 to 1. 0 = not among
@@ -162,6 +406,14 @@ class MemoryHit(_message.Message):
     """Likeness in words: the BM25 score, 0 and more. 0 = not among the candidates
     by words.
     """
+    relevance: _builtins.float
+    """How well it fits the query, 0 to 1: half of each of the two above, each scaled
+    to 0 to 1 over the candidates of this query.
+    """
+    confidence: _builtins.float
+    """How sure it is, 0 to 1."""
+    recency: _builtins.float
+    """How recent it is, 0 to 1."""
     @_builtins.property
     def memory(self) -> Global___Memory:
         """The memory."""
@@ -173,14 +425,114 @@ class MemoryHit(_message.Message):
         score: _builtins.float = ...,
         vector_score: _builtins.float = ...,
         word_score: _builtins.float = ...,
+        relevance: _builtins.float = ...,
+        confidence: _builtins.float = ...,
+        recency: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory", "score", b"score", "vector_score", b"vector_score", "word_score", b"word_score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "memory", b"memory", "recency", b"recency", "relevance", b"relevance", "score", b"score", "vector_score", b"vector_score", "word_score", b"word_score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MemoryHit: _TypeAlias = MemoryHit  # noqa: Y015
+
+@_typing.final
+class RecallWeights(_message.Message):
+    """How much each part of a score counts: the power to which it is raised."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RELEVANCE_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    RECENCY_FIELD_NUMBER: _builtins.int
+    relevance: _builtins.float
+    """Of relevance. Absent = 1."""
+    confidence: _builtins.float
+    """Of confidence. Absent = 1."""
+    recency: _builtins.float
+    """Of recency. Absent = .2."""
+    def __init__(
+        self,
+        *,
+        relevance: _builtins.float | None = ...,
+        confidence: _builtins.float | None = ...,
+        recency: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "_recency", b"_recency", "_relevance", b"_relevance", "confidence", b"confidence", "recency", b"recency", "relevance", b"relevance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "_recency", b"_recency", "_relevance", b"_relevance", "confidence", b"confidence", "recency", b"recency", "relevance", b"relevance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__confidence: _TypeAlias = _typing.Literal["confidence"]  # noqa: Y015
+    _WhichOneofArgType__confidence: _TypeAlias = _typing.Literal["_confidence", b"_confidence"]  # noqa: Y015
+    _WhichOneofReturnType__recency: _TypeAlias = _typing.Literal["recency"]  # noqa: Y015
+    _WhichOneofArgType__recency: _TypeAlias = _typing.Literal["_recency", b"_recency"]  # noqa: Y015
+    _WhichOneofReturnType__relevance: _TypeAlias = _typing.Literal["relevance"]  # noqa: Y015
+    _WhichOneofArgType__relevance: _TypeAlias = _typing.Literal["_relevance", b"_relevance"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__confidence) -> _WhichOneofReturnType__confidence | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recency) -> _WhichOneofReturnType__recency | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__relevance) -> _WhichOneofReturnType__relevance | None: ...
+
+Global___RecallWeights: _TypeAlias = RecallWeights  # noqa: Y015
+
+@_typing.final
+class NewMemory(_message.Message):
+    """One thing to remember."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_TYPE_FIELD_NUMBER: _builtins.int
+    MEMORY_CONTENT_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_SCORE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    MEMORY_KEY_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    memory_type: Global___MemoryType.ValueType
+    """What kind of memory it is. Required."""
+    memory_content: _builtins.str
+    """What to remember, 1 to 4,000 characters. Required."""
+    confidence_score: _builtins.float
+    """How sure it is, 0 to 1. Absent = 1."""
+    source: Global___MemorySource.ValueType
+    """Where it comes from. Unspecified = the user."""
+    memory_key: _builtins.str
+    """What it is about, at most 200 characters: `subject.attribute`, such as
+    `drink.favourite`. Empty = not told.
+    """
+    session_id: _builtins.str
+    """The session in which it was said. Empty = not told."""
+    message_id: _builtins.str
+    """The message of that session that said it; needs `session_id`. Empty = not told."""
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When it stops being recalled; must lie in the future. Absent = never."""
+
+    def __init__(
+        self,
+        *,
+        memory_type: Global___MemoryType.ValueType = ...,
+        memory_content: _builtins.str = ...,
+        confidence_score: _builtins.float | None = ...,
+        source: Global___MemorySource.ValueType = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        memory_key: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        message_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence_score", b"_confidence_score", "confidence_score", b"confidence_score", "expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence_score", b"_confidence_score", "confidence_score", b"confidence_score", "expires_at", b"expires_at", "memory_content", b"memory_content", "memory_key", b"memory_key", "memory_type", b"memory_type", "message_id", b"message_id", "session_id", b"session_id", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__confidence_score: _TypeAlias = _typing.Literal["confidence_score"]  # noqa: Y015
+    _WhichOneofArgType__confidence_score: _TypeAlias = _typing.Literal["_confidence_score", b"_confidence_score"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__confidence_score) -> _WhichOneofReturnType__confidence_score | None: ...
+
+Global___NewMemory: _TypeAlias = NewMemory  # noqa: Y015
 
 @_typing.final
 class RememberRequest(_message.Message):
@@ -195,6 +547,9 @@ class RememberRequest(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MEMORY_KEY_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user. A user token may leave it out, and may only name its own."""
     memory_type: Global___MemoryType.ValueType
@@ -209,6 +564,14 @@ class RememberRequest(_message.Message):
     """A retry with the same id within 24 hours returns the first answer and
     changes nothing. At most 128 characters; empty = not retried safely.
     """
+    memory_key: _builtins.str
+    """What it is about, at most 200 characters: `subject.attribute`, such as
+    `drink.favourite`. Empty = not told.
+    """
+    session_id: _builtins.str
+    """The session in which it was said. Empty = not told."""
+    message_id: _builtins.str
+    """The message of that session that said it; needs `session_id`. Empty = not told."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When it stops being recalled; must lie in the future. Absent = never."""
@@ -223,10 +586,13 @@ class RememberRequest(_message.Message):
         source: Global___MemorySource.ValueType = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         request_id: _builtins.str = ...,
+        memory_key: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        message_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence_score", b"_confidence_score", "confidence_score", b"confidence_score", "expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence_score", b"_confidence_score", "confidence_score", b"confidence_score", "expires_at", b"expires_at", "memory_content", b"memory_content", "memory_type", b"memory_type", "request_id", b"request_id", "source", b"source", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence_score", b"_confidence_score", "confidence_score", b"confidence_score", "expires_at", b"expires_at", "memory_content", b"memory_content", "memory_key", b"memory_key", "memory_type", b"memory_type", "message_id", b"message_id", "request_id", b"request_id", "session_id", b"session_id", "source", b"source", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__confidence_score: _TypeAlias = _typing.Literal["confidence_score"]  # noqa: Y015
     _WhichOneofArgType__confidence_score: _TypeAlias = _typing.Literal["_confidence_score", b"_confidence_score"]  # noqa: Y015
@@ -241,22 +607,120 @@ class RememberResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MEMORY_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    SUPERSEDED_ID_FIELD_NUMBER: _builtins.int
+    outcome: Global___RememberOutcome.ValueType
+    """What came of it."""
+    superseded_id: _builtins.str
+    """The memory it took the place of. Empty = none."""
     @_builtins.property
     def memory(self) -> Global___Memory:
-        """The memory."""
+        """The memory: the new one, or the one that was reinforced or left as it is."""
 
     def __init__(
         self,
         *,
         memory: Global___Memory | None = ...,
+        outcome: Global___RememberOutcome.ValueType = ...,
+        superseded_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory", "outcome", b"outcome", "superseded_id", b"superseded_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RememberResponse: _TypeAlias = RememberResponse  # noqa: Y015
+
+@_typing.final
+class BatchRememberRequest(_message.Message):
+    """Request of BatchRemember."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    MEMORIES_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user. A user token may leave it out, and may only name its own."""
+    request_id: _builtins.str
+    """A retry with the same id within 24 hours returns the first answer and
+    changes nothing. At most 128 characters; empty = not retried safely.
+    """
+    @_builtins.property
+    def memories(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewMemory]:
+        """What to remember, in order: 1 to 100. Required."""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        memories: _abc.Iterable[Global___NewMemory] | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memories", b"memories", "request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRememberRequest: _TypeAlias = BatchRememberRequest  # noqa: Y015
+
+@_typing.final
+class RememberResult(_message.Message):
+    """What came of one thing to remember."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    SUPERSEDED_ID_FIELD_NUMBER: _builtins.int
+    outcome: Global___RememberOutcome.ValueType
+    """What came of it."""
+    superseded_id: _builtins.str
+    """The memory it took the place of. Empty = none."""
+    @_builtins.property
+    def memory(self) -> Global___Memory:
+        """The memory: the new one, or the one that was reinforced or left as it is."""
+
+    def __init__(
+        self,
+        *,
+        memory: Global___Memory | None = ...,
+        outcome: Global___RememberOutcome.ValueType = ...,
+        superseded_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory", "outcome", b"outcome", "superseded_id", b"superseded_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RememberResult: _TypeAlias = RememberResult  # noqa: Y015
+
+@_typing.final
+class BatchRememberResponse(_message.Message):
+    """Response of BatchRemember."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMEMBER_RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def remember_results(self) -> _containers.RepeatedCompositeFieldContainer[Global___RememberResult]:
+        """What came of each, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        remember_results: _abc.Iterable[Global___RememberResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["remember_results", b"remember_results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRememberResponse: _TypeAlias = BatchRememberResponse  # noqa: Y015
 
 @_typing.final
 class GetMemoryRequest(_message.Message):
@@ -313,22 +777,54 @@ class ListMemoriesRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    MEMORY_TYPES_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    MEMORY_KEY_FIELD_NUMBER: _builtins.int
+    STATUSES_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user. A user token may leave it out, and may only name its own."""
     page_size: _builtins.int
     """Greatest number of memories to return. 0 = 50; more than 1,000 counts as 1,000."""
     page_token: _builtins.str
     """`next_page_token` of the page before. Empty = the first page."""
+    memory_key: _builtins.str
+    """Only memories with this key, at most 200 characters. Empty = all."""
+    @_builtins.property
+    def memory_types(self) -> _containers.RepeatedScalarFieldContainer[Global___MemoryType.ValueType]:
+        """Only memories of these types. Empty = of all."""
+
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedScalarFieldContainer[Global___MemorySource.ValueType]:
+        """Only memories of these sources. Empty = of all."""
+
+    @_builtins.property
+    def statuses(self) -> _containers.RepeatedScalarFieldContainer[Global___MemoryStatus.ValueType]:
+        """Memories of these statuses, whether expired or not. Empty = active ones that
+        have not expired.
+        """
+
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp:
+        """The memories as they were at this time, which must not lie in the future. Absent
+        = now.
+        """
+
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        memory_types: _abc.Iterable[Global___MemoryType.ValueType] | None = ...,
+        sources: _abc.Iterable[Global___MemorySource.ValueType] | None = ...,
+        memory_key: _builtins.str = ...,
+        statuses: _abc.Iterable[Global___MemoryStatus.ValueType] | None = ...,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "memory_key", b"memory_key", "memory_types", b"memory_types", "page_size", b"page_size", "page_token", b"page_token", "sources", b"sources", "statuses", b"statuses", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -371,22 +867,52 @@ class RecallRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     QUERY_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
+    MEMORY_TYPES_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    MIN_CONFIDENCE_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user. A user token may leave it out, and may only name its own."""
     query: _builtins.str
     """What to look for, 1 to 8,000 characters. Required."""
     top_k: _builtins.int
     """Greatest number of memories to return, at most 200. 0 = 10."""
+    min_confidence: _builtins.float
+    """Only memories whose `current_confidence` is this or more, 0 to 1. 0 = all."""
+    @_builtins.property
+    def memory_types(self) -> _containers.RepeatedScalarFieldContainer[Global___MemoryType.ValueType]:
+        """Only memories of these types. Empty = of all."""
+
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedScalarFieldContainer[Global___MemorySource.ValueType]:
+        """Only memories of these sources. Empty = of all."""
+
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp:
+        """Answers as this past time would have: from the memories that were active and
+        not expired then, as they were. Must not lie in the future. Absent = now.
+        """
+
+    @_builtins.property
+    def weights(self) -> Global___RecallWeights:
+        """How much each part of the score counts. Absent = see Recall."""
+
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
         query: _builtins.str = ...,
         top_k: _builtins.int = ...,
+        memory_types: _abc.Iterable[Global___MemoryType.ValueType] | None = ...,
+        sources: _abc.Iterable[Global___MemorySource.ValueType] | None = ...,
+        min_confidence: _builtins.float = ...,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+        weights: Global___RecallWeights | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["query", b"query", "top_k", b"top_k", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "memory_types", b"memory_types", "min_confidence", b"min_confidence", "query", b"query", "sources", b"sources", "top_k", b"top_k", "user_id", b"user_id", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -415,3 +941,484 @@ class RecallResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RecallResponse: _TypeAlias = RecallResponse  # noqa: Y015
+
+@_typing.final
+class MemoryHistory(_message.Message):
+    """What became of a memory and of those it is linked with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISIONS_FIELD_NUMBER: _builtins.int
+    IS_CUT_FIELD_NUMBER: _builtins.int
+    is_cut: _builtins.bool
+    """Whether there are older ones."""
+    @_builtins.property
+    def revisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemoryRevision]:
+        """The latest changes of all of them, oldest first: at most 500, and 2.5 MiB."""
+
+    def __init__(
+        self,
+        *,
+        revisions: _abc.Iterable[Global___MemoryRevision] | None = ...,
+        is_cut: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_cut", b"is_cut", "revisions", b"revisions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryHistory: _TypeAlias = MemoryHistory  # noqa: Y015
+
+@_typing.final
+class GetMemoryHistoryRequest(_message.Message):
+    """Request of GetMemoryHistory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_ID_FIELD_NUMBER: _builtins.int
+    memory_id: _builtins.str
+    """The memory. Required."""
+    def __init__(
+        self,
+        *,
+        memory_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_id", b"memory_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMemoryHistoryRequest: _TypeAlias = GetMemoryHistoryRequest  # noqa: Y015
+
+@_typing.final
+class GetMemoryHistoryResponse(_message.Message):
+    """Response of GetMemoryHistory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_HISTORY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def memory_history(self) -> Global___MemoryHistory:
+        """The history."""
+
+    def __init__(
+        self,
+        *,
+        memory_history: Global___MemoryHistory | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory_history", b"memory_history"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_history", b"memory_history"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMemoryHistoryResponse: _TypeAlias = GetMemoryHistoryResponse  # noqa: Y015
+
+@_typing.final
+class UpdateMemoryRequest(_message.Message):
+    """Request of UpdateMemory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_ID_FIELD_NUMBER: _builtins.int
+    MEMORY_CONTENT_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_SCORE_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    memory_id: _builtins.str
+    """The memory. Required."""
+    memory_content: _builtins.str
+    """What to remember, 1 to 4,000 characters."""
+    confidence_score: _builtins.float
+    """How sure it is, 0 to 1."""
+    etag: _builtins.str
+    """The version to change. Another one than the current is ETAG_MISMATCH; empty =
+    whatever the version.
+    """
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When it stops being recalled; must lie in the future. With a mask, absent =
+        never.
+        """
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Which of these to change: absent = those that are given, `*` = all. The text
+        cannot be made empty.
+        """
+
+    def __init__(
+        self,
+        *,
+        memory_id: _builtins.str = ...,
+        memory_content: _builtins.str = ...,
+        confidence_score: _builtins.float | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence_score", b"_confidence_score", "confidence_score", b"confidence_score", "expires_at", b"expires_at", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence_score", b"_confidence_score", "confidence_score", b"confidence_score", "etag", b"etag", "expires_at", b"expires_at", "memory_content", b"memory_content", "memory_id", b"memory_id", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__confidence_score: _TypeAlias = _typing.Literal["confidence_score"]  # noqa: Y015
+    _WhichOneofArgType__confidence_score: _TypeAlias = _typing.Literal["_confidence_score", b"_confidence_score"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__confidence_score) -> _WhichOneofReturnType__confidence_score | None: ...
+
+Global___UpdateMemoryRequest: _TypeAlias = UpdateMemoryRequest  # noqa: Y015
+
+@_typing.final
+class UpdateMemoryResponse(_message.Message):
+    """Response of UpdateMemory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def memory(self) -> Global___Memory:
+        """The memory after the change."""
+
+    def __init__(
+        self,
+        *,
+        memory: Global___Memory | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateMemoryResponse: _TypeAlias = UpdateMemoryResponse  # noqa: Y015
+
+@_typing.final
+class RestoreMemoryRequest(_message.Message):
+    """Request of RestoreMemory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_ID_FIELD_NUMBER: _builtins.int
+    memory_id: _builtins.str
+    """The memory. Required."""
+    def __init__(
+        self,
+        *,
+        memory_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_id", b"memory_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreMemoryRequest: _TypeAlias = RestoreMemoryRequest  # noqa: Y015
+
+@_typing.final
+class RestoreMemoryResponse(_message.Message):
+    """Response of RestoreMemory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def memory(self) -> Global___Memory:
+        """The memory after the change."""
+
+    def __init__(
+        self,
+        *,
+        memory: Global___Memory | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreMemoryResponse: _TypeAlias = RestoreMemoryResponse  # noqa: Y015
+
+@_typing.final
+class AcceptMemoryRequest(_message.Message):
+    """Request of AcceptMemory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_ID_FIELD_NUMBER: _builtins.int
+    memory_id: _builtins.str
+    """The memory. Required."""
+    def __init__(
+        self,
+        *,
+        memory_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_id", b"memory_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptMemoryRequest: _TypeAlias = AcceptMemoryRequest  # noqa: Y015
+
+@_typing.final
+class AcceptMemoryResponse(_message.Message):
+    """Response of AcceptMemory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def memory(self) -> Global___Memory:
+        """The memory after the change."""
+
+    def __init__(
+        self,
+        *,
+        memory: Global___Memory | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptMemoryResponse: _TypeAlias = AcceptMemoryResponse  # noqa: Y015
+
+@_typing.final
+class RejectMemoryRequest(_message.Message):
+    """Request of RejectMemory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_ID_FIELD_NUMBER: _builtins.int
+    memory_id: _builtins.str
+    """The memory. Required."""
+    def __init__(
+        self,
+        *,
+        memory_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_id", b"memory_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectMemoryRequest: _TypeAlias = RejectMemoryRequest  # noqa: Y015
+
+@_typing.final
+class RejectMemoryResponse(_message.Message):
+    """Response of RejectMemory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def memory(self) -> Global___Memory:
+        """The memory after the change."""
+
+    def __init__(
+        self,
+        *,
+        memory: Global___Memory | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectMemoryResponse: _TypeAlias = RejectMemoryResponse  # noqa: Y015
+
+@_typing.final
+class ForgetMemoryRequest(_message.Message):
+    """Request of ForgetMemory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_ID_FIELD_NUMBER: _builtins.int
+    memory_id: _builtins.str
+    """The memory. Required."""
+    def __init__(
+        self,
+        *,
+        memory_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_id", b"memory_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetMemoryRequest: _TypeAlias = ForgetMemoryRequest  # noqa: Y015
+
+@_typing.final
+class ForgetMemoryResponse(_message.Message):
+    """Response of ForgetMemory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def memory(self) -> Global___Memory:
+        """The memory after the change."""
+
+    def __init__(
+        self,
+        *,
+        memory: Global___Memory | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetMemoryResponse: _TypeAlias = ForgetMemoryResponse  # noqa: Y015
+
+@_typing.final
+class DeleteMemoryRequest(_message.Message):
+    """Request of DeleteMemory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_ID_FIELD_NUMBER: _builtins.int
+    memory_id: _builtins.str
+    """The memory. Required."""
+    def __init__(
+        self,
+        *,
+        memory_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_id", b"memory_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteMemoryRequest: _TypeAlias = DeleteMemoryRequest  # noqa: Y015
+
+@_typing.final
+class DeleteMemoryResponse(_message.Message):
+    """Response of DeleteMemory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteMemoryResponse: _TypeAlias = DeleteMemoryResponse  # noqa: Y015
+
+@_typing.final
+class MemoryFinding(_message.Message):
+    """One or two memories to look at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    MEMORIES_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
+    kind: Global___MemoryFindingKind.ValueType
+    """What is wrong."""
+    similarity: _builtins.float
+    """Of duplicates, the cosine of their embeddings; 0 of other kinds."""
+    @_builtins.property
+    def memories(self) -> _containers.RepeatedCompositeFieldContainer[Global___Memory]:
+        """The memories: two for duplicates and contradictions, the newer first; else one."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___MemoryFindingKind.ValueType = ...,
+        memories: _abc.Iterable[Global___Memory] | None = ...,
+        similarity: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "memories", b"memories", "similarity", b"similarity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryFinding: _TypeAlias = MemoryFinding  # noqa: Y015
+
+@_typing.final
+class GetMemoryReportRequest(_message.Message):
+    """Request of GetMemoryReport."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user. A user token may leave it out, and may only name its own."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMemoryReportRequest: _TypeAlias = GetMemoryReportRequest  # noqa: Y015
+
+@_typing.final
+class MemoryReport(_message.Message):
+    """What of a user's memories to clean."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    MEMORY_COUNT_FIELD_NUMBER: _builtins.int
+    memory_count: _builtins.int
+    """How many memories were looked at."""
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemoryFinding]:
+        """What was found, by kind; the worst of each kind first."""
+
+    def __init__(
+        self,
+        *,
+        findings: _abc.Iterable[Global___MemoryFinding] | None = ...,
+        memory_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "memory_count", b"memory_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryReport: _TypeAlias = MemoryReport  # noqa: Y015
+
+@_typing.final
+class GetMemoryReportResponse(_message.Message):
+    """Response of GetMemoryReport."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_REPORT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def memory_report(self) -> Global___MemoryReport:
+        """The report."""
+
+    def __init__(
+        self,
+        *,
+        memory_report: Global___MemoryReport | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory_report", b"memory_report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_report", b"memory_report"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMemoryReportResponse: _TypeAlias = GetMemoryReportResponse  # noqa: Y015

@@ -44,6 +44,11 @@ class MemoryServiceStub:
                 request_serializer=hub_dot_v1_dot_memory__pb2.RememberRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_memory__pb2.RememberResponse.FromString,
                 _registered_method=True)
+        self.BatchRemember = channel.unary_unary(
+                '/hub.v1.MemoryService/BatchRemember',
+                request_serializer=hub_dot_v1_dot_memory__pb2.BatchRememberRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_memory__pb2.BatchRememberResponse.FromString,
+                _registered_method=True)
         self.GetMemory = channel.unary_unary(
                 '/hub.v1.MemoryService/GetMemory',
                 request_serializer=hub_dot_v1_dot_memory__pb2.GetMemoryRequest.SerializeToString,
@@ -54,10 +59,50 @@ class MemoryServiceStub:
                 request_serializer=hub_dot_v1_dot_memory__pb2.ListMemoriesRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_memory__pb2.ListMemoriesResponse.FromString,
                 _registered_method=True)
+        self.GetMemoryHistory = channel.unary_unary(
+                '/hub.v1.MemoryService/GetMemoryHistory',
+                request_serializer=hub_dot_v1_dot_memory__pb2.GetMemoryHistoryRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_memory__pb2.GetMemoryHistoryResponse.FromString,
+                _registered_method=True)
         self.Recall = channel.unary_unary(
                 '/hub.v1.MemoryService/Recall',
                 request_serializer=hub_dot_v1_dot_memory__pb2.RecallRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_memory__pb2.RecallResponse.FromString,
+                _registered_method=True)
+        self.UpdateMemory = channel.unary_unary(
+                '/hub.v1.MemoryService/UpdateMemory',
+                request_serializer=hub_dot_v1_dot_memory__pb2.UpdateMemoryRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_memory__pb2.UpdateMemoryResponse.FromString,
+                _registered_method=True)
+        self.RestoreMemory = channel.unary_unary(
+                '/hub.v1.MemoryService/RestoreMemory',
+                request_serializer=hub_dot_v1_dot_memory__pb2.RestoreMemoryRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_memory__pb2.RestoreMemoryResponse.FromString,
+                _registered_method=True)
+        self.AcceptMemory = channel.unary_unary(
+                '/hub.v1.MemoryService/AcceptMemory',
+                request_serializer=hub_dot_v1_dot_memory__pb2.AcceptMemoryRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_memory__pb2.AcceptMemoryResponse.FromString,
+                _registered_method=True)
+        self.RejectMemory = channel.unary_unary(
+                '/hub.v1.MemoryService/RejectMemory',
+                request_serializer=hub_dot_v1_dot_memory__pb2.RejectMemoryRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_memory__pb2.RejectMemoryResponse.FromString,
+                _registered_method=True)
+        self.ForgetMemory = channel.unary_unary(
+                '/hub.v1.MemoryService/ForgetMemory',
+                request_serializer=hub_dot_v1_dot_memory__pb2.ForgetMemoryRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_memory__pb2.ForgetMemoryResponse.FromString,
+                _registered_method=True)
+        self.DeleteMemory = channel.unary_unary(
+                '/hub.v1.MemoryService/DeleteMemory',
+                request_serializer=hub_dot_v1_dot_memory__pb2.DeleteMemoryRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_memory__pb2.DeleteMemoryResponse.FromString,
+                _registered_method=True)
+        self.GetMemoryReport = channel.unary_unary(
+                '/hub.v1.MemoryService/GetMemoryReport',
+                request_serializer=hub_dot_v1_dot_memory__pb2.GetMemoryReportRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_memory__pb2.GetMemoryReportResponse.FromString,
                 _registered_method=True)
 
 
@@ -70,16 +115,49 @@ class MemoryServiceServicer:
     """
 
     def Remember(self, request, context):
-        """Stores a memory. Every Recall that begins after the answer sees it.
+        """Remembers something about a user: a new memory, or one more proof of what is
+        remembered already. No language model is asked; these rules decide:
 
-        Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
+        With a `memory_key`, the new memory supersedes the active one of the same user,
+        type and key: that one is kept, inactive, with `superseded_by`. The same text
+        reinforces it instead. What the assistant inferred never supersedes what the
+        user or a system said: it is kept, inactive, as a proposal (AcceptMemory,
+        RejectMemory); one proposal for a key at a time, the newest.
+
+        Without a key, a text that is remembered in the same type already, active and
+        not expired, reinforces that memory. It is the same text when it is equal but
+        for case, spaces and punctuation, or when its embedding has a cosine of .95
+        (HUB_NEAR_DUPLICATE) or more, and the words by which the two differ are neither
+        numbers nor negations, and those they share stand in the same order.
+
+        To reinforce counts one up, keeps the later expiry, takes `user` as the source
+        if the user said it now, and raises the confidence c to c + (1 - c) * n / 2,
+        with n the confidence of what was said. One message proves a thing once only.
+        What was rejected and is inferred again stays rejected.
+
+        Writes of one user's memories take their turns, so all of this holds among
+        callers, too. Every Recall that begins after the answer sees it.
+
+        Errors include: NOT_FOUND (the user, the session or the message),
+        REQUEST_ID_REUSED, MEMORY_RATE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchRemember(self, request, context):
+        """Remembers up to 100 things of one user in their order, all or none, each by the
+        rules of Remember.
+
+        Errors include: NOT_FOUND (the user, a session or a message), REQUEST_ID_REUSED,
+        MEMORY_RATE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetMemory(self, request, context):
-        """Returns one memory.
+        """Returns one memory, whatever its status.
 
         Errors include: NOT_FOUND.
         """
@@ -88,9 +166,20 @@ class MemoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListMemories(self, request, context):
-        """Lists the memories of a user that are active and not expired, newest first.
+        """Lists the memories of a user, newest first: the active ones that have not
+        expired, unless other statuses are asked for.
 
         Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMemoryHistory(self, request, context):
+        """Returns what became of a memory, and of those it superseded or that superseded
+        it: every change with what the memory was after it.
+
+        Errors include: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,6 +188,81 @@ class MemoryServiceServicer:
     def Recall(self, request, context):
         """Finds the memories of a user that fit a query in words or in meaning, best
         first. Memories that are inactive or expired are never returned.
+
+        The score is relevance^a * confidence^b * recency^c. Relevance is that of the
+        hybrid search. Confidence is the memory's `current_confidence`. Recency is
+        2^(-age / 180 days), the age that since it was stored or last reinforced. The
+        weights a, b, c are 1, 1 and .2 unless given; 0 leaves a part out.
+
+        Errors include: NOT_FOUND (the user).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateMemory(self, request, context):
+        """Changes the text, the confidence or the expiry of a memory.
+
+        Errors include: NOT_FOUND, ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreMemory(self, request, context):
+        """Makes a superseded or forgotten memory active again. The active one of the same
+        type and key, if any, is superseded by it. An active memory stays as it is.
+
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is a proposal, or rejected).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcceptMemory(self, request, context):
+        """Makes a proposal an active memory with the source `user`, which supersedes the
+        active one of the same type and key.
+
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RejectMemory(self, request, context):
+        """Turns a proposal down: the same text, inferred again for the same type and key,
+        stays rejected.
+
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForgetMemory(self, request, context):
+        """Makes a memory inactive; RestoreMemory brings it back. A forgotten memory stays
+        as it is.
+
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is not active).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteMemory(self, request, context):
+        """Deletes a memory for good: its text, embedding and history are gone with the
+        answer, from the time travel of `as_of`, too. Deleting it again is NOT_FOUND.
+
+        Errors include: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMemoryReport(self, request, context):
+        """Tells what of a user's memories to clean: near duplicates, proposals that
+        contradict, low confidence, stale ones, and ones that were never recalled. Looks
+        at the newest 5,000 active memories, and returns at most 100 findings of a kind.
 
         Errors include: NOT_FOUND (the user).
         """
@@ -114,6 +278,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     request_deserializer=hub_dot_v1_dot_memory__pb2.RememberRequest.FromString,
                     response_serializer=hub_dot_v1_dot_memory__pb2.RememberResponse.SerializeToString,
             ),
+            'BatchRemember': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchRemember,
+                    request_deserializer=hub_dot_v1_dot_memory__pb2.BatchRememberRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_memory__pb2.BatchRememberResponse.SerializeToString,
+            ),
             'GetMemory': grpc.unary_unary_rpc_method_handler(
                     servicer.GetMemory,
                     request_deserializer=hub_dot_v1_dot_memory__pb2.GetMemoryRequest.FromString,
@@ -124,10 +293,50 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     request_deserializer=hub_dot_v1_dot_memory__pb2.ListMemoriesRequest.FromString,
                     response_serializer=hub_dot_v1_dot_memory__pb2.ListMemoriesResponse.SerializeToString,
             ),
+            'GetMemoryHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMemoryHistory,
+                    request_deserializer=hub_dot_v1_dot_memory__pb2.GetMemoryHistoryRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_memory__pb2.GetMemoryHistoryResponse.SerializeToString,
+            ),
             'Recall': grpc.unary_unary_rpc_method_handler(
                     servicer.Recall,
                     request_deserializer=hub_dot_v1_dot_memory__pb2.RecallRequest.FromString,
                     response_serializer=hub_dot_v1_dot_memory__pb2.RecallResponse.SerializeToString,
+            ),
+            'UpdateMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateMemory,
+                    request_deserializer=hub_dot_v1_dot_memory__pb2.UpdateMemoryRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_memory__pb2.UpdateMemoryResponse.SerializeToString,
+            ),
+            'RestoreMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreMemory,
+                    request_deserializer=hub_dot_v1_dot_memory__pb2.RestoreMemoryRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_memory__pb2.RestoreMemoryResponse.SerializeToString,
+            ),
+            'AcceptMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcceptMemory,
+                    request_deserializer=hub_dot_v1_dot_memory__pb2.AcceptMemoryRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_memory__pb2.AcceptMemoryResponse.SerializeToString,
+            ),
+            'RejectMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.RejectMemory,
+                    request_deserializer=hub_dot_v1_dot_memory__pb2.RejectMemoryRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_memory__pb2.RejectMemoryResponse.SerializeToString,
+            ),
+            'ForgetMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetMemory,
+                    request_deserializer=hub_dot_v1_dot_memory__pb2.ForgetMemoryRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_memory__pb2.ForgetMemoryResponse.SerializeToString,
+            ),
+            'DeleteMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteMemory,
+                    request_deserializer=hub_dot_v1_dot_memory__pb2.DeleteMemoryRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_memory__pb2.DeleteMemoryResponse.SerializeToString,
+            ),
+            'GetMemoryReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMemoryReport,
+                    request_deserializer=hub_dot_v1_dot_memory__pb2.GetMemoryReportRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_memory__pb2.GetMemoryReportResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -162,6 +371,33 @@ class MemoryService:
             '/hub.v1.MemoryService/Remember',
             hub_dot_v1_dot_memory__pb2.RememberRequest.SerializeToString,
             hub_dot_v1_dot_memory__pb2.RememberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchRemember(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.MemoryService/BatchRemember',
+            hub_dot_v1_dot_memory__pb2.BatchRememberRequest.SerializeToString,
+            hub_dot_v1_dot_memory__pb2.BatchRememberResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -227,6 +463,33 @@ class MemoryService:
             _registered_method=True)
 
     @staticmethod
+    def GetMemoryHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.MemoryService/GetMemoryHistory',
+            hub_dot_v1_dot_memory__pb2.GetMemoryHistoryRequest.SerializeToString,
+            hub_dot_v1_dot_memory__pb2.GetMemoryHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Recall(request,
             target,
             options=(),
@@ -243,6 +506,195 @@ class MemoryService:
             '/hub.v1.MemoryService/Recall',
             hub_dot_v1_dot_memory__pb2.RecallRequest.SerializeToString,
             hub_dot_v1_dot_memory__pb2.RecallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.MemoryService/UpdateMemory',
+            hub_dot_v1_dot_memory__pb2.UpdateMemoryRequest.SerializeToString,
+            hub_dot_v1_dot_memory__pb2.UpdateMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.MemoryService/RestoreMemory',
+            hub_dot_v1_dot_memory__pb2.RestoreMemoryRequest.SerializeToString,
+            hub_dot_v1_dot_memory__pb2.RestoreMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcceptMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.MemoryService/AcceptMemory',
+            hub_dot_v1_dot_memory__pb2.AcceptMemoryRequest.SerializeToString,
+            hub_dot_v1_dot_memory__pb2.AcceptMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RejectMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.MemoryService/RejectMemory',
+            hub_dot_v1_dot_memory__pb2.RejectMemoryRequest.SerializeToString,
+            hub_dot_v1_dot_memory__pb2.RejectMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.MemoryService/ForgetMemory',
+            hub_dot_v1_dot_memory__pb2.ForgetMemoryRequest.SerializeToString,
+            hub_dot_v1_dot_memory__pb2.ForgetMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.MemoryService/DeleteMemory',
+            hub_dot_v1_dot_memory__pb2.DeleteMemoryRequest.SerializeToString,
+            hub_dot_v1_dot_memory__pb2.DeleteMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMemoryReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.MemoryService/GetMemoryReport',
+            hub_dot_v1_dot_memory__pb2.GetMemoryReportRequest.SerializeToString,
+            hub_dot_v1_dot_memory__pb2.GetMemoryReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

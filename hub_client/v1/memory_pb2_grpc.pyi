@@ -39,23 +39,106 @@ class MemoryServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> MemoryServiceAsyncStub: ...
     Remember: _grpc.UnaryUnaryMultiCallable[_memory_pb2.RememberRequest, _memory_pb2.RememberResponse]
-    """Stores a memory. Every Recall that begins after the answer sees it.
+    """Remembers something about a user: a new memory, or one more proof of what is
+    remembered already. No language model is asked; these rules decide:
 
-    Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
+    With a `memory_key`, the new memory supersedes the active one of the same user,
+    type and key: that one is kept, inactive, with `superseded_by`. The same text
+    reinforces it instead. What the assistant inferred never supersedes what the
+    user or a system said: it is kept, inactive, as a proposal (AcceptMemory,
+    RejectMemory); one proposal for a key at a time, the newest.
+
+    Without a key, a text that is remembered in the same type already, active and
+    not expired, reinforces that memory. It is the same text when it is equal but
+    for case, spaces and punctuation, or when its embedding has a cosine of .95
+    (HUB_NEAR_DUPLICATE) or more, and the words by which the two differ are neither
+    numbers nor negations, and those they share stand in the same order.
+
+    To reinforce counts one up, keeps the later expiry, takes `user` as the source
+    if the user said it now, and raises the confidence c to c + (1 - c) * n / 2,
+    with n the confidence of what was said. One message proves a thing once only.
+    What was rejected and is inferred again stays rejected.
+
+    Writes of one user's memories take their turns, so all of this holds among
+    callers, too. Every Recall that begins after the answer sees it.
+
+    Errors include: NOT_FOUND (the user, the session or the message),
+    REQUEST_ID_REUSED, MEMORY_RATE.
+    """
+    BatchRemember: _grpc.UnaryUnaryMultiCallable[_memory_pb2.BatchRememberRequest, _memory_pb2.BatchRememberResponse]
+    """Remembers up to 100 things of one user in their order, all or none, each by the
+    rules of Remember.
+
+    Errors include: NOT_FOUND (the user, a session or a message), REQUEST_ID_REUSED,
+    MEMORY_RATE.
     """
     GetMemory: _grpc.UnaryUnaryMultiCallable[_memory_pb2.GetMemoryRequest, _memory_pb2.GetMemoryResponse]
-    """Returns one memory.
+    """Returns one memory, whatever its status.
 
     Errors include: NOT_FOUND.
     """
     ListMemories: _grpc.UnaryUnaryMultiCallable[_memory_pb2.ListMemoriesRequest, _memory_pb2.ListMemoriesResponse]
-    """Lists the memories of a user that are active and not expired, newest first.
+    """Lists the memories of a user, newest first: the active ones that have not
+    expired, unless other statuses are asked for.
 
     Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
+    """
+    GetMemoryHistory: _grpc.UnaryUnaryMultiCallable[_memory_pb2.GetMemoryHistoryRequest, _memory_pb2.GetMemoryHistoryResponse]
+    """Returns what became of a memory, and of those it superseded or that superseded
+    it: every change with what the memory was after it.
+
+    Errors include: NOT_FOUND.
     """
     Recall: _grpc.UnaryUnaryMultiCallable[_memory_pb2.RecallRequest, _memory_pb2.RecallResponse]
     """Finds the memories of a user that fit a query in words or in meaning, best
     first. Memories that are inactive or expired are never returned.
+
+    The score is relevance^a * confidence^b * recency^c. Relevance is that of the
+    hybrid search. Confidence is the memory's `current_confidence`. Recency is
+    2^(-age / 180 days), the age that since it was stored or last reinforced. The
+    weights a, b, c are 1, 1 and .2 unless given; 0 leaves a part out.
+
+    Errors include: NOT_FOUND (the user).
+    """
+    UpdateMemory: _grpc.UnaryUnaryMultiCallable[_memory_pb2.UpdateMemoryRequest, _memory_pb2.UpdateMemoryResponse]
+    """Changes the text, the confidence or the expiry of a memory.
+
+    Errors include: NOT_FOUND, ETAG_MISMATCH.
+    """
+    RestoreMemory: _grpc.UnaryUnaryMultiCallable[_memory_pb2.RestoreMemoryRequest, _memory_pb2.RestoreMemoryResponse]
+    """Makes a superseded or forgotten memory active again. The active one of the same
+    type and key, if any, is superseded by it. An active memory stays as it is.
+
+    Errors include: NOT_FOUND, MEMORY_STATUS (it is a proposal, or rejected).
+    """
+    AcceptMemory: _grpc.UnaryUnaryMultiCallable[_memory_pb2.AcceptMemoryRequest, _memory_pb2.AcceptMemoryResponse]
+    """Makes a proposal an active memory with the source `user`, which supersedes the
+    active one of the same type and key.
+
+    Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal).
+    """
+    RejectMemory: _grpc.UnaryUnaryMultiCallable[_memory_pb2.RejectMemoryRequest, _memory_pb2.RejectMemoryResponse]
+    """Turns a proposal down: the same text, inferred again for the same type and key,
+    stays rejected.
+
+    Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal).
+    """
+    ForgetMemory: _grpc.UnaryUnaryMultiCallable[_memory_pb2.ForgetMemoryRequest, _memory_pb2.ForgetMemoryResponse]
+    """Makes a memory inactive; RestoreMemory brings it back. A forgotten memory stays
+    as it is.
+
+    Errors include: NOT_FOUND, MEMORY_STATUS (it is not active).
+    """
+    DeleteMemory: _grpc.UnaryUnaryMultiCallable[_memory_pb2.DeleteMemoryRequest, _memory_pb2.DeleteMemoryResponse]
+    """Deletes a memory for good: its text, embedding and history are gone with the
+    answer, from the time travel of `as_of`, too. Deleting it again is NOT_FOUND.
+
+    Errors include: NOT_FOUND.
+    """
+    GetMemoryReport: _grpc.UnaryUnaryMultiCallable[_memory_pb2.GetMemoryReportRequest, _memory_pb2.GetMemoryReportResponse]
+    """Tells what of a user's memories to clean: near duplicates, proposals that
+    contradict, low confidence, stale ones, and ones that were never recalled. Looks
+    at the newest 5,000 active memories, and returns at most 100 findings of a kind.
 
     Errors include: NOT_FOUND (the user).
     """
@@ -71,23 +154,106 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Remember: _aio.UnaryUnaryMultiCallable[_memory_pb2.RememberRequest, _memory_pb2.RememberResponse]  # type: ignore[assignment]
-    """Stores a memory. Every Recall that begins after the answer sees it.
+    """Remembers something about a user: a new memory, or one more proof of what is
+    remembered already. No language model is asked; these rules decide:
 
-    Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
+    With a `memory_key`, the new memory supersedes the active one of the same user,
+    type and key: that one is kept, inactive, with `superseded_by`. The same text
+    reinforces it instead. What the assistant inferred never supersedes what the
+    user or a system said: it is kept, inactive, as a proposal (AcceptMemory,
+    RejectMemory); one proposal for a key at a time, the newest.
+
+    Without a key, a text that is remembered in the same type already, active and
+    not expired, reinforces that memory. It is the same text when it is equal but
+    for case, spaces and punctuation, or when its embedding has a cosine of .95
+    (HUB_NEAR_DUPLICATE) or more, and the words by which the two differ are neither
+    numbers nor negations, and those they share stand in the same order.
+
+    To reinforce counts one up, keeps the later expiry, takes `user` as the source
+    if the user said it now, and raises the confidence c to c + (1 - c) * n / 2,
+    with n the confidence of what was said. One message proves a thing once only.
+    What was rejected and is inferred again stays rejected.
+
+    Writes of one user's memories take their turns, so all of this holds among
+    callers, too. Every Recall that begins after the answer sees it.
+
+    Errors include: NOT_FOUND (the user, the session or the message),
+    REQUEST_ID_REUSED, MEMORY_RATE.
+    """
+    BatchRemember: _aio.UnaryUnaryMultiCallable[_memory_pb2.BatchRememberRequest, _memory_pb2.BatchRememberResponse]  # type: ignore[assignment]
+    """Remembers up to 100 things of one user in their order, all or none, each by the
+    rules of Remember.
+
+    Errors include: NOT_FOUND (the user, a session or a message), REQUEST_ID_REUSED,
+    MEMORY_RATE.
     """
     GetMemory: _aio.UnaryUnaryMultiCallable[_memory_pb2.GetMemoryRequest, _memory_pb2.GetMemoryResponse]  # type: ignore[assignment]
-    """Returns one memory.
+    """Returns one memory, whatever its status.
 
     Errors include: NOT_FOUND.
     """
     ListMemories: _aio.UnaryUnaryMultiCallable[_memory_pb2.ListMemoriesRequest, _memory_pb2.ListMemoriesResponse]  # type: ignore[assignment]
-    """Lists the memories of a user that are active and not expired, newest first.
+    """Lists the memories of a user, newest first: the active ones that have not
+    expired, unless other statuses are asked for.
 
     Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
+    """
+    GetMemoryHistory: _aio.UnaryUnaryMultiCallable[_memory_pb2.GetMemoryHistoryRequest, _memory_pb2.GetMemoryHistoryResponse]  # type: ignore[assignment]
+    """Returns what became of a memory, and of those it superseded or that superseded
+    it: every change with what the memory was after it.
+
+    Errors include: NOT_FOUND.
     """
     Recall: _aio.UnaryUnaryMultiCallable[_memory_pb2.RecallRequest, _memory_pb2.RecallResponse]  # type: ignore[assignment]
     """Finds the memories of a user that fit a query in words or in meaning, best
     first. Memories that are inactive or expired are never returned.
+
+    The score is relevance^a * confidence^b * recency^c. Relevance is that of the
+    hybrid search. Confidence is the memory's `current_confidence`. Recency is
+    2^(-age / 180 days), the age that since it was stored or last reinforced. The
+    weights a, b, c are 1, 1 and .2 unless given; 0 leaves a part out.
+
+    Errors include: NOT_FOUND (the user).
+    """
+    UpdateMemory: _aio.UnaryUnaryMultiCallable[_memory_pb2.UpdateMemoryRequest, _memory_pb2.UpdateMemoryResponse]  # type: ignore[assignment]
+    """Changes the text, the confidence or the expiry of a memory.
+
+    Errors include: NOT_FOUND, ETAG_MISMATCH.
+    """
+    RestoreMemory: _aio.UnaryUnaryMultiCallable[_memory_pb2.RestoreMemoryRequest, _memory_pb2.RestoreMemoryResponse]  # type: ignore[assignment]
+    """Makes a superseded or forgotten memory active again. The active one of the same
+    type and key, if any, is superseded by it. An active memory stays as it is.
+
+    Errors include: NOT_FOUND, MEMORY_STATUS (it is a proposal, or rejected).
+    """
+    AcceptMemory: _aio.UnaryUnaryMultiCallable[_memory_pb2.AcceptMemoryRequest, _memory_pb2.AcceptMemoryResponse]  # type: ignore[assignment]
+    """Makes a proposal an active memory with the source `user`, which supersedes the
+    active one of the same type and key.
+
+    Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal).
+    """
+    RejectMemory: _aio.UnaryUnaryMultiCallable[_memory_pb2.RejectMemoryRequest, _memory_pb2.RejectMemoryResponse]  # type: ignore[assignment]
+    """Turns a proposal down: the same text, inferred again for the same type and key,
+    stays rejected.
+
+    Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal).
+    """
+    ForgetMemory: _aio.UnaryUnaryMultiCallable[_memory_pb2.ForgetMemoryRequest, _memory_pb2.ForgetMemoryResponse]  # type: ignore[assignment]
+    """Makes a memory inactive; RestoreMemory brings it back. A forgotten memory stays
+    as it is.
+
+    Errors include: NOT_FOUND, MEMORY_STATUS (it is not active).
+    """
+    DeleteMemory: _aio.UnaryUnaryMultiCallable[_memory_pb2.DeleteMemoryRequest, _memory_pb2.DeleteMemoryResponse]  # type: ignore[assignment]
+    """Deletes a memory for good: its text, embedding and history are gone with the
+    answer, from the time travel of `as_of`, too. Deleting it again is NOT_FOUND.
+
+    Errors include: NOT_FOUND.
+    """
+    GetMemoryReport: _aio.UnaryUnaryMultiCallable[_memory_pb2.GetMemoryReportRequest, _memory_pb2.GetMemoryReportResponse]  # type: ignore[assignment]
+    """Tells what of a user's memories to clean: near duplicates, proposals that
+    contradict, low confidence, stale ones, and ones that were never recalled. Looks
+    at the newest 5,000 active memories, and returns at most 100 findings of a kind.
 
     Errors include: NOT_FOUND (the user).
     """
@@ -106,9 +272,44 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_pb2.RememberRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_pb2.RememberResponse, _abc.Awaitable[_memory_pb2.RememberResponse]]:
-        """Stores a memory. Every Recall that begins after the answer sees it.
+        """Remembers something about a user: a new memory, or one more proof of what is
+        remembered already. No language model is asked; these rules decide:
 
-        Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
+        With a `memory_key`, the new memory supersedes the active one of the same user,
+        type and key: that one is kept, inactive, with `superseded_by`. The same text
+        reinforces it instead. What the assistant inferred never supersedes what the
+        user or a system said: it is kept, inactive, as a proposal (AcceptMemory,
+        RejectMemory); one proposal for a key at a time, the newest.
+
+        Without a key, a text that is remembered in the same type already, active and
+        not expired, reinforces that memory. It is the same text when it is equal but
+        for case, spaces and punctuation, or when its embedding has a cosine of .95
+        (HUB_NEAR_DUPLICATE) or more, and the words by which the two differ are neither
+        numbers nor negations, and those they share stand in the same order.
+
+        To reinforce counts one up, keeps the later expiry, takes `user` as the source
+        if the user said it now, and raises the confidence c to c + (1 - c) * n / 2,
+        with n the confidence of what was said. One message proves a thing once only.
+        What was rejected and is inferred again stays rejected.
+
+        Writes of one user's memories take their turns, so all of this holds among
+        callers, too. Every Recall that begins after the answer sees it.
+
+        Errors include: NOT_FOUND (the user, the session or the message),
+        REQUEST_ID_REUSED, MEMORY_RATE.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchRemember(
+        self,
+        request: _memory_pb2.BatchRememberRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_pb2.BatchRememberResponse, _abc.Awaitable[_memory_pb2.BatchRememberResponse]]:
+        """Remembers up to 100 things of one user in their order, all or none, each by the
+        rules of Remember.
+
+        Errors include: NOT_FOUND (the user, a session or a message), REQUEST_ID_REUSED,
+        MEMORY_RATE.
         """
 
     @_abc_1.abstractmethod
@@ -117,7 +318,7 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_pb2.GetMemoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_pb2.GetMemoryResponse, _abc.Awaitable[_memory_pb2.GetMemoryResponse]]:
-        """Returns one memory.
+        """Returns one memory, whatever its status.
 
         Errors include: NOT_FOUND.
         """
@@ -128,9 +329,22 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_pb2.ListMemoriesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_pb2.ListMemoriesResponse, _abc.Awaitable[_memory_pb2.ListMemoriesResponse]]:
-        """Lists the memories of a user that are active and not expired, newest first.
+        """Lists the memories of a user, newest first: the active ones that have not
+        expired, unless other statuses are asked for.
 
         Errors include: NOT_FOUND (the user), PAGE_TOKEN_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def GetMemoryHistory(
+        self,
+        request: _memory_pb2.GetMemoryHistoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_pb2.GetMemoryHistoryResponse, _abc.Awaitable[_memory_pb2.GetMemoryHistoryResponse]]:
+        """Returns what became of a memory, and of those it superseded or that superseded
+        it: every change with what the memory was after it.
+
+        Errors include: NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -141,6 +355,95 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_memory_pb2.RecallResponse, _abc.Awaitable[_memory_pb2.RecallResponse]]:
         """Finds the memories of a user that fit a query in words or in meaning, best
         first. Memories that are inactive or expired are never returned.
+
+        The score is relevance^a * confidence^b * recency^c. Relevance is that of the
+        hybrid search. Confidence is the memory's `current_confidence`. Recency is
+        2^(-age / 180 days), the age that since it was stored or last reinforced. The
+        weights a, b, c are 1, 1 and .2 unless given; 0 leaves a part out.
+
+        Errors include: NOT_FOUND (the user).
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateMemory(
+        self,
+        request: _memory_pb2.UpdateMemoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_pb2.UpdateMemoryResponse, _abc.Awaitable[_memory_pb2.UpdateMemoryResponse]]:
+        """Changes the text, the confidence or the expiry of a memory.
+
+        Errors include: NOT_FOUND, ETAG_MISMATCH.
+        """
+
+    @_abc_1.abstractmethod
+    def RestoreMemory(
+        self,
+        request: _memory_pb2.RestoreMemoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_pb2.RestoreMemoryResponse, _abc.Awaitable[_memory_pb2.RestoreMemoryResponse]]:
+        """Makes a superseded or forgotten memory active again. The active one of the same
+        type and key, if any, is superseded by it. An active memory stays as it is.
+
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is a proposal, or rejected).
+        """
+
+    @_abc_1.abstractmethod
+    def AcceptMemory(
+        self,
+        request: _memory_pb2.AcceptMemoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_pb2.AcceptMemoryResponse, _abc.Awaitable[_memory_pb2.AcceptMemoryResponse]]:
+        """Makes a proposal an active memory with the source `user`, which supersedes the
+        active one of the same type and key.
+
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal).
+        """
+
+    @_abc_1.abstractmethod
+    def RejectMemory(
+        self,
+        request: _memory_pb2.RejectMemoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_pb2.RejectMemoryResponse, _abc.Awaitable[_memory_pb2.RejectMemoryResponse]]:
+        """Turns a proposal down: the same text, inferred again for the same type and key,
+        stays rejected.
+
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal).
+        """
+
+    @_abc_1.abstractmethod
+    def ForgetMemory(
+        self,
+        request: _memory_pb2.ForgetMemoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_pb2.ForgetMemoryResponse, _abc.Awaitable[_memory_pb2.ForgetMemoryResponse]]:
+        """Makes a memory inactive; RestoreMemory brings it back. A forgotten memory stays
+        as it is.
+
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is not active).
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteMemory(
+        self,
+        request: _memory_pb2.DeleteMemoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_pb2.DeleteMemoryResponse, _abc.Awaitable[_memory_pb2.DeleteMemoryResponse]]:
+        """Deletes a memory for good: its text, embedding and history are gone with the
+        answer, from the time travel of `as_of`, too. Deleting it again is NOT_FOUND.
+
+        Errors include: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def GetMemoryReport(
+        self,
+        request: _memory_pb2.GetMemoryReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_pb2.GetMemoryReportResponse, _abc.Awaitable[_memory_pb2.GetMemoryReportResponse]]:
+        """Tells what of a user's memories to clean: near duplicates, proposals that
+        contradict, low confidence, stale ones, and ones that were never recalled. Looks
+        at the newest 5,000 active memories, and returns at most 100 findings of a kind.
 
         Errors include: NOT_FOUND (the user).
         """

@@ -312,6 +312,15 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     resumed where it stopped. Example: WatchSession whose caller reads nothing for
     HUB_STALL seconds.
     """
+    REASON_MEMORY_STATUS: _Reason.ValueType  # 30
+    """The memory's status does not allow this; `status` in the metadata is it.
+    FAILED_PRECONDITION. Example: AcceptMemory of a memory that is no proposal.
+    """
+    REASON_MEMORY_RATE: _Reason.ValueType  # 31
+    """The user was told about more often within an hour than HUB_REMEMBER_RATE allows.
+    RESOURCE_EXHAUSTED with QuotaFailure, and told how long to wait. Example: Remember
+    in a loop.
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused: `google.rpc.ErrorInfo.reason`, without the prefix
@@ -427,6 +436,15 @@ REASON_READER_TOO_SLOW: Reason.ValueType  # 25
 """The reader of a stream did not keep up and was cut off. ABORTED; it may be
 resumed where it stopped. Example: WatchSession whose caller reads nothing for
 HUB_STALL seconds.
+"""
+REASON_MEMORY_STATUS: Reason.ValueType  # 30
+"""The memory's status does not allow this; `status` in the metadata is it.
+FAILED_PRECONDITION. Example: AcceptMemory of a memory that is no proposal.
+"""
+REASON_MEMORY_RATE: Reason.ValueType  # 31
+"""The user was told about more often within an hour than HUB_REMEMBER_RATE allows.
+RESOURCE_EXHAUSTED with QuotaFailure, and told how long to wait. Example: Remember
+in a loop.
 """
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 

@@ -1,5 +1,6 @@
-"""SQL of memory. Returns rows; never commits."""
+"""SQL that reads memory. Returns rows."""
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -8,49 +9,61 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hub_server.database import any_id
 from hub_server.identity.models import users
-from hub_server.ids import new_id
-from hub_server.memory.models import memory_store
+from hub_server.memory.models import memory_revisions, memory_store
+from hub_server.memory.wanted import Wanted
 from hub_server.paging import Page
 from hub_server.retrieval.view import Change, IndexedRow
 from hub_server.rows import Row
 
-_MEMORY: Final = (
+_SHARED: Final = (
+    "memory_type",
+    "memory_key",
+    "memory_content",
+    "confidence_score",
+    "status",
+    "expires_at",
+    "source",
+    "superseded_by",
+    "reinforcement_count",
+    "reinforced_at",
+)
+MEMORY: Final = (
     memory_store.c.memory_id,
     memory_store.c.user_id,
-    memory_store.c.memory_type,
-    memory_store.c.memory_content,
-    memory_store.c.confidence_score,
-    memory_store.c.is_active,
-    memory_store.c.expires_at,
-    memory_store.c.source,
+    *(memory_store.c[name] for name in _SHARED),
+    memory_store.c.session_id,
+    memory_store.c.message_id,
+    memory_store.c.revision,
     memory_store.c.created_at,
     memory_store.c.updated_at,
+)
+# The same columns, of what a memory was after one change.
+_REVISION: Final = (
+    memory_revisions.c.memory_id,
+    memory_revisions.c.user_id,
+    *(memory_revisions.c[name] for name in _SHARED),
+    memory_store.c.session_id,
+    memory_store.c.message_id,
+    memory_revisions.c.revision,
+    memory_store.c.created_at,
+    memory_revisions.c.recorded_at.label("updated_at"),
 )
 _MOST_CHANGES: Final = 1000
 
 
 class MemoryRepository:
-    """Memories of one tenant."""
+    """The memories of one tenant, as they are read."""
 
     def __init__(self, connection: AsyncConnection, tenant_id: str) -> None:
         """Work within the transaction of ``connection``."""
         self._connection = connection
         self._tenant_id = tenant_id
 
-    async def add(self, **values: Any) -> Row:
-        """Add a memory."""
-        statement = (
-            sa.insert(memory_store)
-            .values(tenant_id=self._tenant_id, memory_id=new_id(), **values)
-            .returning(*_MEMORY)
-        )
-        return (await self._connection.execute(statement)).mappings().one()
-
     async def memory(self, memory_id: str) -> Row | None:
         """Return a memory with ``user_is_active``, or None."""
         query = (
-            sa.select(*_MEMORY, users.c.is_active.label("user_is_active"))
-            .join(users, _owner())
+            sa.select(*MEMORY, users.c.is_active.label("user_is_active"))
+            .join(users, _owner(memory_store))
             .where(
                 memory_store.c.tenant_id == self._tenant_id,
                 memory_store.c.memory_id == memory_id,
@@ -60,17 +73,28 @@ class MemoryRepository:
         )
         return (await self._connection.execute(query)).mappings().first()
 
-    async def list_memories(self, user_id: str, page: Page) -> Sequence[Row]:
-        """Return a page of a user's living memories and one more, newest first.
+    async def list_memories(
+        self, user_id: str, page: Page, wanted: Wanted, now: dt.datetime, as_of: dt.datetime | None
+    ) -> Sequence[Row]:
+        """Return a page of a user's memories and one more, newest first.
 
         One row with no memory_id stands for a user without memories; no row, for no user.
         """
-        found = sa.select(*_MEMORY).where(
-            memory_store.c.user_id == users.c.user_id, *self._living()
+        table: sa.FromClause = memory_store
+        columns: Sequence[Any] = MEMORY
+        if as_of is not None:
+            table = self._states(as_of)
+            columns = [table.c[column.name] for column in MEMORY]
+        found = sa.select(*columns).where(
+            table.c.user_id == users.c.user_id, *_conditions(wanted, table, as_of or now)
         )
+        if as_of is None:
+            found = found.where(
+                memory_store.c.tenant_id == self._tenant_id, memory_store.c.deleted_at.is_(None)
+            )
         if page.after:
-            found = found.where(memory_store.c.memory_id < page.after)
-        found = found.order_by(memory_store.c.memory_id.desc()).limit(page.size + 1)
+            found = found.where(table.c.memory_id < page.after)
+        found = found.order_by(table.c.memory_id.desc()).limit(page.size + 1)
         rows = found.lateral("page")
         query = (
             sa.select(users.c.is_active.label("user_is_active"), rows)
@@ -84,15 +108,77 @@ class MemoryRepository:
         )
         return (await self._connection.execute(query)).mappings().all()
 
-    async def living(self, user_id: str, memory_ids: Sequence[str]) -> Mapping[str, Row]:
+    async def living(
+        self, user_id: str, memory_ids: Sequence[str], now: dt.datetime
+    ) -> Mapping[str, Row]:
         """Return those of a user's memories that may be recalled now, by id."""
-        query = sa.select(*_MEMORY).where(
+        query = sa.select(*MEMORY, memory_store.c.last_recalled_at).where(
+            memory_store.c.tenant_id == self._tenant_id,
             memory_store.c.user_id == user_id,
             memory_store.c.memory_id == any_id(memory_ids),
-            *self._living(),
+            memory_store.c.deleted_at.is_(None),
+            *is_recalled(memory_store, now),
         )
         rows = (await self._connection.execute(query)).mappings().all()
         return {row["memory_id"]: row for row in rows}
+
+    async def states_at(self, user_id: str, as_of: dt.datetime) -> Sequence[Row]:
+        """Return a user's memories that were recalled at a time, as they were, with vectors."""
+        states = self._states(as_of)
+        query = sa.select(states).where(states.c.user_id == user_id, *is_recalled(states, as_of))
+        return (await self._connection.execute(query)).mappings().all()
+
+    async def history(self, memory_id: str, most: int) -> Sequence[Row]:
+        """Return the latest changes of a memory and of its chain, latest first.
+
+        Each row bears ``user_is_active``, ``event`` and ``recorded_at``. No row = no memory.
+        """
+        chain = self._chain(memory_id)
+        query = (
+            sa.select(
+                *_REVISION,
+                memory_revisions.c.event,
+                memory_revisions.c.recorded_at,
+                memory_revisions.c.space_seq,
+                users.c.is_active.label("user_is_active"),
+            )
+            .select_from(
+                memory_revisions.join(memory_store, _same_memory()).join(
+                    users, _owner(memory_store)
+                )
+            )
+            .where(
+                memory_revisions.c.tenant_id == self._tenant_id,
+                memory_revisions.c.memory_id.in_(sa.select(chain.c.memory_id)),
+                memory_store.c.deleted_at.is_(None),
+                users.c.deleted_at.is_(None),
+            )
+            .order_by(memory_revisions.c.space_seq.desc())
+            .limit(most)
+        )
+        return (await self._connection.execute(query)).mappings().all()
+
+    async def at_revisions(self, pairs: Sequence[tuple[str, int]]) -> Mapping[tuple[str, int], Row]:
+        """Return memories as they were after some of their changes; deleted ones as they are."""
+        ids = [memory_id for memory_id, _ in pairs]
+        were = (
+            sa.select(*_REVISION)
+            .join(memory_store, _same_memory())
+            .where(
+                memory_revisions.c.tenant_id == self._tenant_id,
+                memory_revisions.c.memory_id == any_id(ids),
+                memory_revisions.c.revision.in_({revision for _, revision in pairs}),
+            )
+        )
+        gone = sa.select(*MEMORY).where(
+            memory_store.c.tenant_id == self._tenant_id,
+            memory_store.c.memory_id == any_id(ids),
+            memory_store.c.deleted_at.is_not(None),
+        )
+        rows = (await self._connection.execute(sa.union_all(were, gone))).mappings().all()
+        by_pair = {(row["memory_id"], row["revision"]): row for row in rows}
+        by_id = {row["memory_id"]: row for row in rows}
+        return {pair: by_pair.get(pair) or by_id[pair[0]] for pair in pairs}
 
     async def changes(self, user_id: str, model: str, after: int) -> Sequence[Change]:
         """Return the next changes of a user's memory space after a seq, in order."""
@@ -117,24 +203,118 @@ class MemoryRepository:
         rows = (await self._connection.execute(query)).mappings().all()
         return [_change(row, model) for row in rows]
 
-    def _living(self) -> tuple[sa.ColumnElement[bool], ...]:
-        expires_at = memory_store.c.expires_at
-        return (
+    async def to_report(self, user_id: str, most: int, now: dt.datetime) -> Sequence[Row]:
+        """Return a user's newest recalled memories and all proposals, with their vectors."""
+        kept = (
+            *MEMORY,
+            memory_store.c.embedding,
+            memory_store.c.embedding_model,
+            memory_store.c.last_recalled_at,
+        )
+        own = (
             memory_store.c.tenant_id == self._tenant_id,
-            memory_store.c.is_active,
+            memory_store.c.user_id == user_id,
             memory_store.c.deleted_at.is_(None),
-            expires_at.is_(None) | (expires_at > sa.func.clock_timestamp()),
+        )
+        recalled = (
+            sa.select(*kept)
+            .where(*own, *is_recalled(memory_store, now))
+            .order_by(memory_store.c.memory_id.desc())
+            .limit(most)
+            .subquery()
+        )
+        proposed = sa.select(*kept).where(*own, memory_store.c.status == "proposed")
+        query = sa.union_all(sa.select(recalled), proposed)
+        return (await self._connection.execute(query)).mappings().all()
+
+    def _states(self, as_of: dt.datetime) -> sa.Subquery:
+        """Return the memories of the tenant as they were at a time, whatever their status."""
+        latest = (
+            sa.select(
+                *_REVISION,
+                memory_revisions.c.space_seq,
+                self._vector(memory_revisions.c.embedding).label("embedding"),
+                self._vector(memory_revisions.c.embedding_model).label("embedding_model"),
+            )
+            .join(memory_store, _same_memory())
+            .where(
+                memory_revisions.c.tenant_id == self._tenant_id,
+                memory_revisions.c.recorded_at <= as_of,
+                memory_store.c.deleted_at.is_(None),
+            )
+            .distinct(memory_revisions.c.memory_id)
+            .order_by(memory_revisions.c.memory_id, memory_revisions.c.revision.desc())
+        )
+        return latest.subquery("states")
+
+    def _vector(self, column: sa.ColumnElement[Any]) -> sa.ScalarSelect[Any]:
+        """Return what a revision has in a column, or the last one before it that has anything."""
+        earlier = memory_revisions.alias("earlier")
+        return (
+            sa.select(earlier.c[column.name])
+            .where(
+                earlier.c.tenant_id == memory_revisions.c.tenant_id,
+                earlier.c.memory_id == memory_revisions.c.memory_id,
+                earlier.c.revision <= memory_revisions.c.revision,
+                earlier.c.embedding.is_not(None),
+            )
+            .order_by(earlier.c.revision.desc())
+            .limit(1)
+            .scalar_subquery()
         )
 
+    def _chain(self, memory_id: str) -> sa.CTE:
+        """Return a memory and all that are linked with it by supersession, either way."""
+        start = sa.select(memory_store.c.memory_id, memory_store.c.superseded_by).where(
+            memory_store.c.tenant_id == self._tenant_id,
+            memory_store.c.memory_id == memory_id,
+            memory_store.c.deleted_at.is_(None),
+        )
+        chain = start.cte("chain", recursive=True)
+        linked = sa.select(memory_store.c.memory_id, memory_store.c.superseded_by).where(
+            memory_store.c.tenant_id == self._tenant_id,
+            (memory_store.c.superseded_by == chain.c.memory_id)
+            | (memory_store.c.memory_id == chain.c.superseded_by),
+        )
+        return chain.union(linked)
 
-def _owner() -> sa.ColumnElement[bool]:
-    return sa.and_(
-        users.c.tenant_id == memory_store.c.tenant_id, users.c.user_id == memory_store.c.user_id
-    )
+
+def is_recalled(table: sa.FromClause, now: dt.datetime) -> tuple[sa.ColumnElement[bool], ...]:
+    """Match what may be recalled at a time: active, and not expired."""
+    ends = table.c.expires_at
+    return (table.c.status == "active", ends.is_(None) | (ends > now))
+
+
+def _conditions(
+    wanted: Wanted, table: sa.FromClause, now: dt.datetime
+) -> list[sa.ColumnElement[bool]]:
+    """Return what rows with the columns of a memory must meet at a time."""
+    lists = (("memory_type", wanted.types), ("source", wanted.sources))
+    found: list[sa.ColumnElement[bool]] = []
+    found += [table.c[name].in_(values) for name, values in lists if values]
+    if wanted.memory_key:
+        found.append(table.c.memory_key == wanted.memory_key)
+    if wanted.statuses:
+        return [*found, table.c.status.in_(wanted.statuses)]
+    return [*found, *is_recalled(table, now)]
+
+
+def indexed(row: Row, model: str) -> IndexedRow:
+    """Return a memory as its view takes it; a vector of another model is left out."""
+    vector = bytes(row["embedding"]) if row["embedding_model"] == model else b""
+    return IndexedRow(row["memory_id"], row["memory_content"], vector)
 
 
 def _change(row: Row, model: str) -> Change:
-    """Return a memory as its view takes it; a vector of another model is left out."""
-    vector = bytes(row["embedding"]) if row["embedding_model"] == model else b""
-    indexed = IndexedRow(row["memory_id"], row["memory_content"], vector)
-    return Change(row["memory_id"], row["space_seq"], (indexed,) if row["is_shown"] else ())
+    rows = (indexed(row, model),) if row["is_shown"] else ()
+    return Change(row["memory_id"], row["space_seq"], rows)
+
+
+def _owner(table: sa.FromClause) -> sa.ColumnElement[bool]:
+    return (users.c.tenant_id == table.c.tenant_id) & (users.c.user_id == table.c.user_id)
+
+
+def _same_memory() -> sa.ColumnElement[bool]:
+    return (memory_store.c.tenant_id == memory_revisions.c.tenant_id) & (
+        memory_store.c.memory_id == memory_revisions.c.memory_id
+    )

@@ -1,52 +1,124 @@
 """Rules of memory. Opens the transactions; knows no gRPC."""
 
+import asyncio
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from hub_server import spaces
 from hub_server.caller import Caller
-from hub_server.database import Database
-from hub_server.errors import HubError
+from hub_server.database import Connection, Database
+from hub_server.errors import HubError, Reason
 from hub_server.idempotency import Claims, Retry
-from hub_server.memory.repository import MemoryRepository
+from hub_server.memory.remembering import Judge, Statement
+from hub_server.memory.report import MOST_MEMORIES, Finding, findings
+from hub_server.memory.repository import MemoryRepository, indexed
+from hub_server.memory.sameness import content_hash
+from hub_server.memory.scoring import Scored, Weights, confidence_now, scored
+from hub_server.memory.turn import KIND, Remembered, Turn
+from hub_server.memory.wanted import Wanted
+from hub_server.memory.write_repository import MemoryWrites
 from hub_server.paging import Page, split
-from hub_server.retrieval.view import Change
+from hub_server.retrieval.view import Candidate, Change, View
 from hub_server.rows import Row, active_user, owned
 from hub_server.search import DEFAULT_TOP_K, Hit, Pull, Query, Search, Source
 
-KIND: Final = "memory"
+# The order by relevance is not the one that counts: so many are scored, of which the best are hits.
+_SCORED: Final = 200
+# Of the nearest vectors, those that may be near enough to be the same.
+_MOST_NEAR: Final = 16
+_HOUR: Final = dt.timedelta(hours=1)
+# When a memory was recalled is noted to the day: a read that always wrote would be slow.
+_RECALLED_AGAIN: Final = dt.timedelta(days=1)
+_LONGEST_HISTORY: Final = 500
+_RESTORABLE: Final = ("superseded", "forgotten")
+
+
+Clock = Callable[[], dt.datetime]
+
+
+def utc_now() -> dt.datetime:
+    """Return the time."""
+    return dt.datetime.now(dt.UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What an operator may set."""
+
+    near_duplicate: float = 0.95
+    """The cosine from which a text may be the same as another."""
+    half_life: dt.timedelta = dt.timedelta(days=90)
+    """After which half of an unproved inference's confidence is left."""
+    hourly_rate: int = 0
+    """How often within an hour a user may be told about; 0 = any number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What to recall, and from when."""
+
+    query: str
+    top_k: int = 0
+    wanted: Wanted = field(default_factory=Wanted)
+    min_confidence: float = 0.0
+    as_of: dt.datetime | None = None
+    weights: Weights = field(default_factory=Weights)
 
 
 class MemoryService:
     """What is remembered of users."""
 
-    def __init__(self, database: Database, search: Search) -> None:
+    def __init__(
+        self,
+        database: Database,
+        search: Search,
+        rules: Rules = Rules(),
+        clock: Clock = utc_now,
+    ) -> None:
         """Keep everything in the given database and find it by the given search."""
         self._database = database
         self._search = search
+        self._rules = rules
+        self._clock = clock
+
+    def confidence(self, memory: Row, as_of: dt.datetime | None = None) -> float:
+        """Return how sure a memory is now, or was at a time."""
+        return confidence_now(memory, as_of or self._clock(), self._rules.half_life)
 
     async def remember(
-        self, caller: Caller, retry: Retry, user_id: str, values: Mapping[str, Any]
-    ) -> Row:
-        """Store a memory. Raises INVALID_FIELD, NOT_FOUND, USER_DISABLED or REQUEST_ID_REUSED."""
-        vector = await self._search.embed(values["memory_content"])
+        self,
+        caller: Caller,
+        retry: Retry,
+        user_id: str,
+        said: Sequence[Mapping[str, Any]],
+        *,
+        is_batch: bool = False,
+    ) -> Sequence[Remembered]:
+        """Remember statements in their order, all or none; return what came of each.
+
+        Raises INVALID_FIELD, NOT_FOUND, USER_DISABLED, REQUEST_ID_REUSED or MEMORY_RATE.
+        """
+        statements, near, seen = await self._prepared(caller, user_id, said)
         async with self._database.transaction(caller) as connection:
-            active_user(await spaces.state(connection, caller.tenant_id, user_id, KIND))
+            state = active_user(await spaces.state(connection, caller.tenant_id, user_id, KIND))
             claims = Claims(connection, caller.tenant_id, user_id)
             if (answer := await claims.claim(retry)) is not None:
-                return answer
+                return await self._first_answer(connection, caller, answer)
+            turn = await Turn.begin(connection, caller, user_id, self._clock)
             # Only now: a retry whose time to expire has passed meanwhile is still a retry.
-            _check_expiry(values["expires_at"])
-            memory = await MemoryRepository(connection, caller.tenant_id).add(
-                user_id=user_id,
-                embedding=vector.astype("<f4").tobytes(),
-                embedding_model=self._search.model,
-                space_seq=await spaces.next_seq(connection, caller.tenant_id, user_id, KIND),
-                **values,
-            )
-            await claims.keep(retry, memory)
-            return memory
+            for place, one in enumerate(statements):
+                prefix = f"memories[{place}]." if is_batch else ""
+                _check_expiry(f"{prefix}expires_at", one.expires_at, turn.now)
+                await turn.check_origin(f"{prefix}message_id", one)
+            await self._check_rate(turn, len(statements))
+            judge = Judge(turn.now, state["preferred_language"], self._rules.near_duplicate)
+            known = await turn.known(statements, near, seen)
+            results = [await turn.settle(judge, one, known) for one in statements]
+            await claims.keep(retry, {"results": [_short(one) for one in results]})
+            return results
 
     async def get_memory(self, caller: Caller, memory_id: str) -> Row:
         """Return a memory. Raises NOT_FOUND or USER_DISABLED."""
@@ -55,37 +127,263 @@ class MemoryService:
         return owned(caller, memory, "memory")
 
     async def list_memories(
-        self, caller: Caller, user_id: str, page: Page
+        self,
+        caller: Caller,
+        user_id: str,
+        page: Page,
+        wanted: Wanted,
+        as_of: dt.datetime | None,
     ) -> tuple[Sequence[Row], str | None]:
-        """Return a page of memories and the key of the next. Raises NOT_FOUND or USER_DISABLED."""
+        """Return a page of memories and the key of the next.
+
+        Raises NOT_FOUND, USER_DISABLED, or INVALID_FIELD when ``as_of`` is yet to come.
+        """
+        now = self._clock()
+        _check_past(as_of, now)
         async with self._database.statement(caller) as connection:
             repository = MemoryRepository(connection, caller.tenant_id)
-            rows = await repository.list_memories(user_id, page)
+            rows = await repository.list_memories(user_id, page, wanted, now, as_of)
         active_user(rows[0] if rows else None)
         memories = [row for row in rows if row["memory_id"] is not None]
         return split(memories, page.size, lambda row: str(row["memory_id"]))
 
-    async def recall(self, caller: Caller, user_id: str, query: str, top_k: int) -> Sequence[Hit]:
-        """Return the memories that fit a query, best first. Raises NOT_FOUND or USER_DISABLED."""
+    async def history(self, caller: Caller, memory_id: str) -> tuple[Sequence[Row], bool]:
+        """Return the latest changes of a memory and its chain, oldest first, and whether cut off.
+
+        Raises NOT_FOUND or USER_DISABLED.
+        """
+        async with self._database.statement(caller) as connection:
+            repository = MemoryRepository(connection, caller.tenant_id)
+            rows = await repository.history(memory_id, _LONGEST_HISTORY + 1)
+        owned(caller, rows[0] if rows else None, "memory")
+        kept, older = split(rows, _LONGEST_HISTORY, lambda row: str(row["space_seq"]))
+        return kept[::-1], older is not None
+
+    async def recall(self, caller: Caller, user_id: str, asked: Asked) -> Sequence[Scored]:
+        """Return the memories that fit a query, best first.
+
+        Raises NOT_FOUND, USER_DISABLED, or INVALID_FIELD when ``as_of`` is yet to come.
+        """
+        now = self._clock()
+        _check_past(asked.as_of, now)
         state = await self._state(caller, user_id)
-        vector = await self._search.embed(query)
-
-        async def read(memory_ids: Sequence[str]) -> Mapping[str, Row]:
-            async with self._database.statement(caller) as connection:
-                repository = MemoryRepository(connection, caller.tenant_id)
-                return await repository.living(user_id, memory_ids)
-
-        space = self._search.space(caller.tenant_id, user_id, KIND)
-        pull = self._pull(caller, user_id)
-        return await self._search.hits(
-            space, state, Query(query, vector), top_k or DEFAULT_TOP_K, pull, read
-        )
+        vector = await self._search.embed(asked.query)
+        query = Query(asked.query, vector)
+        if asked.as_of is None:
+            hits = await self._hits(caller, user_id, state, query, asked, now)
+        else:
+            hits = await self._hits_then(caller, user_id, state, query, asked.as_of)
+        chosen = self._chosen(asked, asked.as_of or now, hits)
+        best = scored(chosen, asked.weights, asked.as_of or now, self._rules.half_life)
+        best = best[: asked.top_k or DEFAULT_TOP_K]
+        if asked.as_of is None:
+            await self._touch(caller, user_id, best, now)
+        return best
 
     async def source(self, caller: Caller, user_id: str) -> Source:
         """Return what a view of a user's memories is made of. Raises NOT_FOUND or USER_DISABLED."""
         state = await self._state(caller, user_id)
         space = self._search.space(caller.tenant_id, user_id, KIND)
         return Source(space, state, self._pull(caller, user_id))
+
+    async def update_memory(
+        self, caller: Caller, memory_id: str, values: Mapping[str, Any], etag: str
+    ) -> Row:
+        """Change a memory. Raises NOT_FOUND, USER_DISABLED, INVALID_FIELD or ETAG_MISMATCH."""
+        changes = dict(values)
+        if (text := changes.get("memory_content")) is not None:
+            vector = await self._search.embed(text)
+            changes["embedding"] = vector.astype("<f4").tobytes()
+            changes["embedding_model"] = self._search.model
+            changes["content_hash"] = content_hash(text)
+        async with self._database.transaction(caller) as connection:
+            turn, memory = await self._held(connection, caller, memory_id)
+            if etag not in ("", memory_etag(memory)):
+                raise HubError(Reason.REASON_ETAG_MISMATCH)
+            _check_expiry("expires_at", changes.get("expires_at"), turn.now)
+            return await turn.change(memory, "updated", changes)
+
+    async def forget_memory(self, caller: Caller, memory_id: str) -> Row:
+        """Make a memory inactive. Raises NOT_FOUND, USER_DISABLED or MEMORY_STATUS."""
+        async with self._database.transaction(caller) as connection:
+            turn, memory = await self._held(connection, caller, memory_id)
+            if memory["status"] == "forgotten":
+                return memory
+            _check_status(memory, ("active",))
+            return await turn.change(memory, "forgotten", {"status": "forgotten"})
+
+    async def restore_memory(self, caller: Caller, memory_id: str) -> Row:
+        """Make a memory active again. Raises NOT_FOUND, USER_DISABLED or MEMORY_STATUS."""
+        async with self._database.transaction(caller) as connection:
+            turn, memory = await self._held(connection, caller, memory_id)
+            if memory["status"] == "active":
+                return memory
+            _check_status(memory, _RESTORABLE)
+            return await turn.enthrone(memory, "restored", {})
+
+    async def accept_memory(self, caller: Caller, memory_id: str) -> Row:
+        """Make a proposal active. Raises NOT_FOUND, USER_DISABLED or MEMORY_STATUS."""
+        async with self._database.transaction(caller) as connection:
+            turn, memory = await self._held(connection, caller, memory_id)
+            _check_status(memory, ("proposed",))
+            return await turn.enthrone(memory, "accepted", {"source": "user"})
+
+    async def reject_memory(self, caller: Caller, memory_id: str) -> Row:
+        """Turn a proposal down. Raises NOT_FOUND, USER_DISABLED or MEMORY_STATUS."""
+        async with self._database.transaction(caller) as connection:
+            turn, memory = await self._held(connection, caller, memory_id)
+            _check_status(memory, ("proposed",))
+            return await turn.change(memory, "rejected", {"status": "rejected"})
+
+    async def delete_memory(self, caller: Caller, memory_id: str) -> None:
+        """Remove a memory with its history. Raises NOT_FOUND or USER_DISABLED."""
+        async with self._database.transaction(caller) as connection:
+            turn, memory = await self._held(connection, caller, memory_id)
+            await turn.delete(memory)
+
+    async def report(self, caller: Caller, user_id: str) -> tuple[Sequence[Finding], int]:
+        """Return what to clean, and of how many memories. Raises NOT_FOUND or USER_DISABLED."""
+        now = self._clock()
+        await self._state(caller, user_id)
+        async with self._database.statement(caller) as connection:
+            repository = MemoryRepository(connection, caller.tenant_id)
+            rows = await repository.to_report(user_id, MOST_MEMORIES, now)
+        look = partial(findings, rows, now, self._rules.half_life)
+        return await asyncio.to_thread(look), len(rows)
+
+    # --- remembering
+
+    async def _prepared(
+        self, caller: Caller, user_id: str, said: Sequence[Mapping[str, Any]]
+    ) -> tuple[Sequence[Statement], Sequence[str], int]:
+        """Embed statements, and ask the view what is near; it knows all up to the seq returned.
+
+        What changes after that is read under the lock.
+        """
+        state = await self._state(caller, user_id)
+        space = self._search.space(caller.tenant_id, user_id, KIND)
+        pull = self._pull(caller, user_id)
+        statements: list[Statement] = []
+        near: set[str] = set()
+        for values in said:
+            vector = await self._search.embed(values["memory_content"])
+            raw = vector.astype("<f4").tobytes()
+            statements.append(
+                Statement(embedding=raw, embedding_model=self._search.model, **values)
+            )
+            if not values["memory_key"]:
+                found = await self._search.candidates(
+                    space, state, Query("", vector), _MOST_NEAR, pull
+                )
+                near |= {candidate.row_id for candidate in found}
+        return statements, list(near), state["last_seq"]
+
+    async def _check_rate(self, turn: Turn, more: int) -> None:
+        rate = self._rules.hourly_rate
+        if rate and await turn.writes.count_since(turn.now - _HOUR) + more > rate:
+            raise HubError(
+                Reason.REASON_MEMORY_RATE,
+                retry_after=_HOUR.total_seconds(),
+                limit=str(rate),
+                subject="HUB_REMEMBER_RATE",
+            )
+
+    async def _first_answer(
+        self, connection: Connection, caller: Caller, answer: Row
+    ) -> Sequence[Remembered]:
+        """Return what the first of some equal calls was answered.
+
+        Only ids are kept of it: a text that is deleted shall not go on in answers.
+        """
+        short = answer["results"]
+        pairs = [(one["memory_id"], one["revision"]) for one in short]
+        repository = MemoryRepository(connection, caller.tenant_id)
+        memories = await repository.at_revisions(pairs)
+        return [
+            Remembered(memories[pair], one["outcome"], one["superseded_id"])
+            for pair, one in zip(pairs, short, strict=True)
+        ]
+
+    async def _held(
+        self, connection: Connection, caller: Caller, memory_id: str
+    ) -> tuple[Turn, Row]:
+        """Return a memory that nobody else changes until the end, and the turn to change it."""
+        repository = MemoryRepository(connection, caller.tenant_id)
+        named = owned(caller, await repository.memory(memory_id), "memory")
+        turn = await Turn.begin(connection, caller, named["user_id"], self._clock)
+        memory = await turn.writes.memory(memory_id)
+        if memory is None:
+            raise HubError(Reason.REASON_NOT_FOUND, resource="memory")
+        return turn, memory
+
+    # --- recalling
+
+    async def _hits(
+        self,
+        caller: Caller,
+        user_id: str,
+        state: Row,
+        query: Query,
+        asked: Asked,
+        now: dt.datetime,
+    ) -> Sequence[Hit]:
+        async def read(memory_ids: Sequence[str]) -> Mapping[str, Row]:
+            async with self._database.statement(caller) as connection:
+                repository = MemoryRepository(connection, caller.tenant_id)
+                return await repository.living(user_id, memory_ids, now)
+
+        return await self._search.hits(
+            self._search.space(caller.tenant_id, user_id, KIND),
+            state,
+            query,
+            max(_SCORED, asked.top_k),
+            self._pull(caller, user_id),
+            read,
+            partial(self._chosen, asked, now),
+        )
+
+    async def _hits_then(
+        self, caller: Caller, user_id: str, state: Row, query: Query, as_of: dt.datetime
+    ) -> Sequence[Hit]:
+        """Search the memories as they were, in a view made for this one question."""
+        async with self._database.statement(caller) as connection:
+            repository = MemoryRepository(connection, caller.tenant_id)
+            rows = await repository.states_at(user_id, as_of)
+        model = self._search.model
+        changes = [
+            Change(row["memory_id"], seq, (indexed(row, model),)) for seq, row in enumerate(rows, 1)
+        ]
+
+        def search() -> Sequence[Candidate]:
+            assert query.vector is not None  # noqa: S101 - recall embeds every query
+            view = View(len(query.vector), state["preferred_language"], 1 << 62)
+            view.apply(changes)
+            return view.search(query.text, query.vector, max(len(rows), 1))
+
+        by_id = {row["memory_id"]: row for row in rows}
+        return [Hit(by_id[one.row_id], one) for one in await asyncio.to_thread(search)]
+
+    def _chosen(self, asked: Asked, now: dt.datetime, hits: Sequence[Hit]) -> Sequence[Hit]:
+        """Return the hits that are asked for."""
+        wanted, half_life = asked.wanted, self._rules.half_life
+        return [
+            hit
+            for hit in hits
+            if (not wanted.types or hit.row["memory_type"] in wanted.types)
+            and (not wanted.sources or hit.row["source"] in wanted.sources)
+            and confidence_now(hit.row, now, half_life) >= asked.min_confidence
+        ]
+
+    async def _touch(
+        self, caller: Caller, user_id: str, found: Sequence[Scored], now: dt.datetime
+    ) -> None:
+        """Note that memories were recalled, where that was not noted lately."""
+        lately = now - _RECALLED_AGAIN
+        rows = [one.hit.row for one in found]
+        ids = [row["memory_id"] for row in rows if (row["last_recalled_at"] or lately) <= lately]
+        if ids:
+            async with self._database.statement(caller) as connection:
+                await MemoryWrites(connection, caller.tenant_id, user_id, now).touch(ids)
 
     def _pull(self, caller: Caller, user_id: str) -> Pull:
         async def pull(after: int) -> Sequence[Change]:
@@ -100,6 +398,30 @@ class MemoryService:
             return active_user(await spaces.state(connection, caller.tenant_id, user_id, KIND))
 
 
-def _check_expiry(expires_at: dt.datetime | None) -> None:
-    if expires_at is not None and expires_at <= dt.datetime.now(dt.UTC):
-        raise HubError.invalid("expires_at", "must lie in the future")
+def memory_etag(memory: Row) -> str:
+    """Return the version of a memory."""
+    return str(memory["revision"])
+
+
+def _short(result: Remembered) -> dict[str, Any]:
+    return {
+        "memory_id": result.memory["memory_id"],
+        "revision": result.memory["revision"],
+        "outcome": result.outcome,
+        "superseded_id": result.superseded_id,
+    }
+
+
+def _check_expiry(field: str, expires_at: dt.datetime | None, now: dt.datetime) -> None:
+    if expires_at is not None and expires_at <= now:
+        raise HubError.invalid(field, "must lie in the future")
+
+
+def _check_past(as_of: dt.datetime | None, now: dt.datetime) -> None:
+    if as_of is not None and as_of > now:
+        raise HubError.invalid("as_of", "must not lie in the future")
+
+
+def _check_status(memory: Row, allowed: Sequence[str]) -> None:
+    if memory["status"] not in allowed:
+        raise HubError(Reason.REASON_MEMORY_STATUS, status=memory["status"])

@@ -4,13 +4,14 @@ import asyncio
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from google.protobuf import struct_pb2, timestamp_pb2
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
 from hub_client.v1 import (
+    AcceptMemoryRequest,
     ActivateTenantRequest,
     ActivateUserRequest,
     AddChunksRequest,
@@ -18,6 +19,7 @@ from hub_client.v1 import (
     ArchiveSessionRequest,
     BatchAppendMessagesRequest,
     BatchMessage,
+    BatchRememberRequest,
     ChangePasswordRequest,
     CheckIndexRequest,
     ConfirmPasswordResetRequest,
@@ -29,14 +31,18 @@ from hub_client.v1 import (
     DeactivateTenantRequest,
     DeactivateUserRequest,
     DeleteDocumentRequest,
+    DeleteMemoryRequest,
     DeleteSessionRequest,
     DeleteUserRequest,
     EndSessionRequest,
     ExportUserRequest,
+    ForgetMemoryRequest,
     ForkSessionRequest,
     GetDefaultConfigRequest,
     GetDocumentRequest,
     GetIndexStatsRequest,
+    GetMemoryHistoryRequest,
+    GetMemoryReportRequest,
     GetMemoryRequest,
     GetMessageRequest,
     GetSessionRequest,
@@ -62,16 +68,20 @@ from hub_client.v1 import (
     ListUsersRequest,
     LoginRequest,
     LogoutRequest,
+    MemorySource,
     MemoryType,
     MessageSearch,
+    NewMemory,
     OwnChunk,
     RebuildIndexRequest,
     RecallRequest,
     RedactMessageRequest,
     RefreshTokenRequest,
+    RejectMemoryRequest,
     RememberRequest,
     ReopenSessionRequest,
     ReserveTokensRequest,
+    RestoreMemoryRequest,
     RetryDocumentRequest,
     RevokeApiKeyRequest,
     RevokeLoginRequest,
@@ -86,6 +96,7 @@ from hub_client.v1 import (
     UndeleteUserRequest,
     UpdateDefaultConfigRequest,
     UpdateDocumentRequest,
+    UpdateMemoryRequest,
     UpdateSessionRequest,
     UpdateTenantSettingsRequest,
     UpdateUserConfigRequest,
@@ -116,6 +127,7 @@ class World:
     session_id: str
     memory_id: str
     document_id: str
+    message_id: str
     reservation_id: str
     login_id: str
     refresh_token: str
@@ -124,6 +136,8 @@ class World:
     token: str
     operator_key: str
     # What a valid request uses up.
+    proposal_ids: tuple[str, str]
+    spare_memory_id: str
     open_session_id: str
     spare_reservation_id: str
     spare_document_id: str
@@ -154,10 +168,12 @@ async def make_world(tenant: Tenant) -> World:
     )
     key = await client.identity.create_api_key(_new_key(None))
     session, other = await tenant.new_session(user), await tenant.new_session(user)
-    await client.chat.append_message(
+    message = await client.chat.append_message(
         AppendMessageRequest(session_id=session.session_id, role=Role.ROLE_USER, content="Hello")
     )
-    memory = await client.memory.remember(_remember(user.user_id))
+    memory, spare_memory, *proposals = [
+        (await client.memory.remember(one)).memory.memory_id for one in _memories(user.user_id)
+    ]
     reserve = ReserveTokensRequest(user_id=user.user_id, tokens=1)
     reserved, spare_reserved = [await client.chat.reserve_tokens(reserve) for _ in range(2)]
     document = await tenant.ingest(user, "Tea", "Tea is made of leaves.")
@@ -167,7 +183,10 @@ async def make_world(tenant: Tenant) -> World:
         email=user.email,
         user_id=user.user_id,
         session_id=session.session_id,
-        memory_id=memory.memory.memory_id,
+        memory_id=memory,
+        message_id=message.message.message_id,
+        proposal_ids=(proposals[1], proposals[3]),
+        spare_memory_id=spare_memory,
         document_id=document.document_id,
         reservation_id=reserved.reservation.reservation_id,
         login_id=login.login_id,
@@ -238,11 +257,33 @@ def _batch(world: World) -> Message:
     )
 
 
-def _remember(user_id: str) -> RememberRequest:
+def _memories(user_id: str) -> list[RememberRequest]:
+    """Return what makes a memory, a spare one, and twice a memory with a proposal against it."""
+    inferred = MemorySource.MEMORY_SOURCE_INFERRED
+    about: dict[str, Any] = {"user_id": user_id, "memory_type": MemoryType.MEMORY_TYPE_FACT}
+    spoken = [("cup", "A blue cup."), ("pot", "A tin pot.")]
+    guessed = [("cup", "A white mug."), ("pot", "A copper kettle.")]
+    return [
+        RememberRequest(memory_content="Ada reads a lot.", **about),
+        RememberRequest(memory_content="Ada owns a bicycle.", **about),
+        *(
+            RememberRequest(memory_key=key, memory_content=text, source=source, **about)
+            for pair in zip(spoken, guessed, strict=True)
+            for (key, text), source in zip(
+                pair, (MemorySource.MEMORY_SOURCE_USER, inferred), strict=True
+            )
+        ),
+    ]
+
+
+def _remember(world: World) -> RememberRequest:
     return RememberRequest(
-        user_id=user_id,
+        user_id=world.user_id,
         memory_type=MemoryType.MEMORY_TYPE_FACT,
         memory_content="Ada drinks tea.",
+        memory_key="drink.favourite",
+        session_id=world.session_id,
+        message_id=world.message_id,
         confidence_score=0.5,
         expires_at=timestamp_pb2.Timestamp(seconds=4_000_000_000),
     )
@@ -346,10 +387,33 @@ _SAMPLES: Final[dict[str, Callable[[World], Message]]] = {
     "UndeleteSession": lambda world: UndeleteSessionRequest(session_id=world.open_session_id),
     "GetMessage": lambda world: GetMessageRequest(session_id=world.session_id, seq=1),
     "EndSession": lambda world: EndSessionRequest(session_id=world.open_session_id),
-    "Remember": lambda world: _remember(world.user_id),
+    "Remember": _remember,
+    "BatchRemember": lambda world: BatchRememberRequest(
+        user_id=world.user_id,
+        memories=[
+            NewMemory(
+                memory_type=MemoryType.MEMORY_TYPE_HABIT,
+                memory_content=f"Ada has {what} tea.",
+                memory_key="drink.daily",
+                session_id=world.session_id,
+                message_id=world.message_id,
+            )
+            for what in ("green", "black")
+        ],
+    ),
     "GetMemory": lambda world: GetMemoryRequest(memory_id=world.memory_id),
     "ListMemories": lambda world: ListMemoriesRequest(user_id=world.user_id),
     "Recall": lambda world: RecallRequest(user_id=world.user_id, query="What does Ada drink?"),
+    "GetMemoryHistory": lambda world: GetMemoryHistoryRequest(memory_id=world.memory_id),
+    "UpdateMemory": lambda world: UpdateMemoryRequest(
+        memory_id=world.memory_id, memory_content="Ada reads much."
+    ),
+    "AcceptMemory": lambda world: AcceptMemoryRequest(memory_id=world.proposal_ids[0]),
+    "RejectMemory": lambda world: RejectMemoryRequest(memory_id=world.proposal_ids[1]),
+    "ForgetMemory": lambda world: ForgetMemoryRequest(memory_id=world.memory_id),
+    "RestoreMemory": lambda world: RestoreMemoryRequest(memory_id=world.memory_id),
+    "DeleteMemory": lambda world: DeleteMemoryRequest(memory_id=world.spare_memory_id),
+    "GetMemoryReport": lambda world: GetMemoryReportRequest(user_id=world.user_id),
     "IngestDocument": _ingest,
     "AddChunks": _add_chunks,
     "GetDocument": lambda world: GetDocumentRequest(document_id=world.document_id),

@@ -20,6 +20,7 @@ _MACHINE_TEXTS: Final = {
     "etag",
     "event_type",
     "target_type",
+    "superseded_by",
     "error",  # why a document failed, in the hub's words
     "model_name",
     "next_page_token",
@@ -33,6 +34,7 @@ _PUBLIC: Final = ("Login", "RefreshToken", "ConfirmPasswordReset")
 _SHOWN_ONCE: Final = ("CreatePasswordReset",)
 _WITHOUT_RESOURCE: Final = (
     "DeleteDocument",
+    "DeleteMemory",
     "WatchSession",  # its answers are events
     "RefreshToken",
     "Logout",
@@ -72,7 +74,7 @@ def test_there_are_four_services() -> None:
         "hub.v1.MemoryService",
         "hub.v1.KnowledgeService",
     }
-    assert len(METHODS) == 75
+    assert len(METHODS) == 84
 
 
 @of_each_method

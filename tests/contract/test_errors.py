@@ -22,6 +22,7 @@ _FACTS: Final[Mapping[str, Any]] = {
     "limit": "3",
     "subject": "max_sessions",
     "last_seq": "7",
+    "status": "active",
 }
 _CODES: Final = [code.name for code in grpc.StatusCode if code.name != "OK"]
 

@@ -103,7 +103,7 @@ async def _person(tenant: Tenant, canary: str, name: str) -> dict[str, str]:
         CreateSessionRequest(user_id=user_id, session_title=canary, model_name=canary)
     )
     session_id = session.session.session_id
-    await client.chat.append_message(
+    said = await client.chat.append_message(
         AppendMessageRequest(session_id=session_id, role=Role.ROLE_USER, content=f"Tea {canary}")
     )
     memory = await client.memory.remember(
@@ -125,6 +125,7 @@ async def _person(tenant: Tenant, canary: str, name: str) -> dict[str, str]:
     return {
         "user_id": user_id,
         "session_id": session_id,
+        "message_id": said.message.message_id,
         "memory_id": memory.memory.memory_id,
         "document_id": taken.document.document_id,
         "reservation_id": reserved.reservation.reservation_id,

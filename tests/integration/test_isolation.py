@@ -55,10 +55,11 @@ _FORGOTTEN = (
     r"\busers\.tenant_id = %\(tenant_id_1\)s::UUID AND (?=users\.user_id)",
     r"\busers\.tenant_id = %\(tenant_id_1\)s::UUID AND (?=users\.deleted_at)",
 )
-# What can be called in any order without ending whoever calls; what needs a secret is refused.
+# What can be called in any order without ending whoever calls; what needs more than an id is
+# refused.
 _ENDING = ("DeactivateUser", "DeleteUser", "RevokeApiKey", "DeactivateTenant", "DeleteSession")
 _MENDING = [method for name, method in METHODS.items() if name not in _ENDING]
-_WITHOUT_SECRET = {
+_NOT_MET = {
     "Login": ("LOGIN_FAILED",),
     "ChangePassword": ("LOGIN_FAILED", "INVALID_FIELD"),
     "RefreshToken": ("CREDENTIAL_INVALID",),
@@ -66,8 +67,11 @@ _WITHOUT_SECRET = {
     "Logout": ("INVALID_FIELD",),
     "UpdateDefaultConfig": ("INVALID_FIELD",),
     "AddChunks": ("INVALID_FIELD",),
+    "AcceptMemory": ("MEMORY_STATUS",),
+    "RejectMemory": ("MEMORY_STATUS",),
 }
-_SCORES = ("score", "vector_score", "word_score")
+# The score of a memory changes with its age; its relevance does not.
+_SCORES = ("vector_score", "word_score")
 _QUERY = "Which green tea is brewed in the morning?"
 _SEARCHES = ("Recall", "Search", "SearchMessages")
 _SAID = ("Good morning.", "Shall I brew green tea?", "Yes, please.")
@@ -89,7 +93,14 @@ class Person:
 
     def scores(self, hits: Sequence[Any]) -> list[tuple[Any, ...]]:
         """Return what was found with its scores, without the ids."""
-        return [(_text(hit), *(getattr(hit, name, 0.0) for name in _SCORES)) for hit in hits]
+        return [
+            (
+                _text(hit),
+                hit.relevance if hasattr(hit, "relevance") else hit.score,
+                *(getattr(hit, name, 0.0) for name in _SCORES),
+            )
+            for hit in hits
+        ]
 
 
 @dataclass
@@ -182,7 +193,7 @@ async def test_every_id_of_another_answers_like_one_that_does_not_exist(people: 
         for method in _MENDING:
             answer = await ask(people.channel, method, _request(method, person.ids), key)
             greatest = Level.LEVEL_USER if key == own.token else Level.LEVEL_ADMIN
-            served = ("", *_WITHOUT_SECRET.get(method.name, ()))
+            served = ("", *_NOT_MET.get(method.name, ()))
             refusals = served if _level(method) <= greatest else ("LEVEL_INSUFFICIENT",)
             assert answer.reason in refusals, method.full_name
 
@@ -243,7 +254,7 @@ async def _move_in(tenant: Tenant, number: int) -> Person:
             CreateSessionRequest(user_id=user_id, session_title="Tea", request_id="session")
         )
     ).session
-    for place, content in enumerate(_SAID):
+    said = [
         await client.chat.append_message(
             AppendMessageRequest(
                 session_id=session.session_id,
@@ -252,6 +263,8 @@ async def _move_in(tenant: Tenant, number: int) -> Person:
                 request_id=f"message {place}",
             )
         )
+        for place, content in enumerate(_SAID)
+    ]
     memories = [
         await client.memory.remember(
             RememberRequest(
@@ -276,6 +289,7 @@ async def _move_in(tenant: Tenant, number: int) -> Person:
     ids = {
         "user_id": user_id,
         "session_id": session.session_id,
+        "message_id": said[0].message.message_id,
         "memory_id": memories[0].memory.memory_id,
         "document_id": documents[0].document.document_id,
         "reservation_id": await _reserved(client, user_id),

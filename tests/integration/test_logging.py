@@ -15,6 +15,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from hub_client import AsyncHubClient
 from hub_client.v1 import (
+    AppendMessageRequest,
     CreateSessionRequest,
     CreateUserRequest,
     IngestDocumentRequest,
@@ -22,6 +23,7 @@ from hub_client.v1 import (
     MemoryType,
     RememberRequest,
     ReserveTokensRequest,
+    Role,
     options_pb2,
 )
 from hub_server.ids import new_id
@@ -186,6 +188,11 @@ async def _resources(client: AsyncHubClient) -> dict[str, str]:
     )
     user_id = created.user.user_id
     session = await client.chat.create_session(CreateSessionRequest(user_id=user_id))
+    said = await client.chat.append_message(
+        AppendMessageRequest(
+            session_id=session.session.session_id, role=Role.ROLE_USER, content=_CANARY
+        )
+    )
     memory = await client.memory.remember(
         RememberRequest(
             user_id=user_id, memory_type=MemoryType.MEMORY_TYPE_FACT, memory_content=_CANARY
@@ -199,6 +206,7 @@ async def _resources(client: AsyncHubClient) -> dict[str, str]:
     return {
         "user_id": user_id,
         "session_id": session.session.session_id,
+        "message_id": said.message.message_id,
         "memory_id": memory.memory.memory_id,
         "document_id": taken.document.document_id,
         "reservation_id": reserved.reservation.reservation_id,

@@ -56,7 +56,7 @@ async def tls_hub(
     issued.private_key_pem.write_to_path(folder / "key.pem")
     for part in issued.cert_chain_pems:
         part.write_to_path(folder / "cert.pem", append=True)
-    files = {"tls_cert": folder / "cert.pem", "tls_key": folder / "key.pem"}
+    files: dict[str, Any] = {"tls_cert": folder / "cert.pem", "tls_key": folder / "key.pem"}
     async with running_hub(owner_url, folder, listen="localhost:0", **files) as tls_hub:
         yield tls_hub
 
