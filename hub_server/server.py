@@ -30,7 +30,7 @@ from hub_server.identity.keys import Keys, Tenants
 from hub_server.identity.logins import Logins, Terms
 from hub_server.identity.service import IdentityService
 from hub_server.identity.servicer import IdentityServicer
-from hub_server.jobs import memory_expiry, purge
+from hub_server.jobs import purge
 from hub_server.jobs.ingestion import Ingestion
 from hub_server.jobs.message_embedding import MessageEmbedding
 from hub_server.knowledge.index import Indexes
@@ -95,12 +95,7 @@ async def serving(
             stack.callback(close)
         embedding = MessageEmbedding(database, embedder)
         servicers, ingestion = await _compose(settings, database, embedder, embedding, clock, stack)
-        for job in (
-            ingestion.run(),
-            embedding.run(),
-            purge.run(database),
-            memory_expiry.run(database),
-        ):
+        for job in (ingestion.run(), embedding.run(), purge.run(database)):
             stack.push_async_callback(_cancel, asyncio.create_task(job))
         yield await _listen(settings, database, servicers, stack)
 

@@ -1,32 +1,14 @@
 """The end of memories: what expired 30 days ago is deleted, of all tenants, a few at a time."""
 
-import asyncio
 import datetime as dt
 from typing import Final
-
-import structlog
 
 from hub_server.caller import Caller
 from hub_server.database import Database
 from hub_server.memory.turn import Turn
 from hub_server.memory.write_repository import due_memories
-from hub_server.rpc import causes
 
-_EVERY_SECONDS: Final = 600.0
 _BATCH: Final = 100
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.memory_expiry")
-
-
-async def run(database: Database) -> None:
-    """Purge now and then every ten minutes, until cancelled."""
-    while True:
-        try:
-            if count := await purge(database):
-                log.info("purged", memories=count)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the next time tries again
-            log.warning("purge put off", cause=causes(error))
-        await asyncio.sleep(_EVERY_SECONDS)
 
 
 async def purge(database: Database) -> int:

@@ -1,4 +1,4 @@
-"""The purge of request ids whose 24 hours are over, and of ended logins, of all tenants."""
+"""The purge of what has had its time, of all tenants: request ids, ended logins, memories."""
 
 import asyncio
 import datetime as dt
@@ -9,6 +9,7 @@ import structlog
 from hub_server import idempotency
 from hub_server.database import Database
 from hub_server.identity.system_repository import SystemRepository
+from hub_server.jobs import memory_expiry
 from hub_server.rpc import causes
 
 _EVERY_SECONDS: Final = 3600.0
@@ -23,11 +24,10 @@ async def run(database: Database) -> None:
     while True:
         try:
             async with database.system() as connection:
-                log.info(
-                    "purged",
-                    request_ids=await idempotency.purge(connection),
-                    credentials=await SystemRepository(connection).purge_credentials(_KEPT),
-                )
+                request_ids = await idempotency.purge(connection)
+                credentials = await SystemRepository(connection).purge_credentials(_KEPT)
+            memories = await memory_expiry.purge(database)
+            log.info("purged", request_ids=request_ids, credentials=credentials, memories=memories)
         except Exception as error:  # noqa: BLE001 - whatever it is, the next hour tries again
             log.warning("purge put off", cause=causes(error))
         await asyncio.sleep(_EVERY_SECONDS)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hub_server.database import any_id
@@ -242,7 +243,7 @@ class MemoryRepository:
                 memory_revisions.c.recorded_at <= as_of,
                 memory_store.c.deleted_at.is_(None),
             )
-            .distinct(memory_revisions.c.memory_id)
+            .ext(distinct_on(memory_revisions.c.memory_id))
             .order_by(memory_revisions.c.memory_id, memory_revisions.c.revision.desc())
         )
         return latest.subquery("states")
