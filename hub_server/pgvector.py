@@ -168,6 +168,10 @@ class PgVector:
             await VectorStore(connection, space).forget()
         await self._words.forget(_of_words(space))
 
+    async def removed(self, space: Space, seq: int) -> None:
+        """Remove the files of words; Postgres follows with the next search."""
+        await self._words.removed(_of_words(space), seq)
+
     async def settled(self) -> None:
         """Wait until no rows go into the graph and no snapshot of words is written."""
         if self._builder is not None:

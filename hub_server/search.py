@@ -183,6 +183,13 @@ class Search:
         """Return the space of one kind of a user's rows, under a model; empty = the one in use."""
         return Space(tenant_id, user_id, kind, model or self.model)
 
+    async def removed(self, tenant_id: str, user_id: str, kind: str, seq: int) -> None:
+        """Let no file keep what was removed from a user's rows of a kind by the change ``seq``.
+
+        To be called once that is committed.
+        """
+        await self._index.removed(self.space(tenant_id, user_id, kind), seq)
+
     def close(self) -> None:
         """End the threads."""
         self._workers.close()

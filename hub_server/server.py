@@ -214,7 +214,7 @@ async def _compose_chat(
 ) -> ChatServicer:
     tokenizer = await asyncio.to_thread(Tokenizer)
     stack.callback(tokenizer.close)
-    chat, tokens = ChatService(database), Tokens(database)
+    chat, tokens = ChatService(database, search), Tokens(database)
     appends = Appends(database, tokens, tokenizer, embedding.wake)
     stack.push_async_callback(appends.close)
     watches = Watches(chat, wakeups, settings.heartbeat)

@@ -158,7 +158,7 @@ SET redaction_count = s.redaction_count + 1, updated_at = clock_timestamp()
 FROM redacted
 WHERE s.tenant_id = :tenant_id ::uuid
   AND s.session_id IN (:origin_id ::uuid, :session_id ::uuid)
-RETURNING pg_notify('{channel}', s.session_id::text)
+RETURNING (SELECT last_seq FROM moved) AS space_seq, pg_notify('{channel}', s.session_id::text)
 """,
     channel=CHANNEL,
 )
@@ -320,12 +320,14 @@ class ChatRepository:
         rows = await self._rows(_LOCK_ORIGIN, session_id, seq=seq, last_seq=LAST)
         return next((row["session_id"] for row in rows if row["is_origin"]), None)
 
-    async def redact(self, session_id: str, origin_id: str, seq: int) -> bool:
+    async def redact(self, session_id: str, origin_id: str, seq: int) -> int | None:
         """Remove the content of a message of the origin, and count that in both sessions.
 
-        Tells whether there was something to remove.
+        Returns the seq of that change in the user's space, 0 where the message was in none; None =
+        there was nothing to remove.
         """
-        return bool(await self._rows(_REDACT, session_id, origin_id=origin_id, seq=seq))
+        rows = await self._rows(_REDACT, session_id, origin_id=origin_id, seq=seq)
+        return int(rows[0]["space_seq"] or 0) if rows else None
 
     async def _rows(
         self, statement: HotStatement, session_id: str, **parameters: Any

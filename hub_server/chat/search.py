@@ -10,7 +10,7 @@ from typing import Final
 
 from hub_server.caller import Caller
 from hub_server.chat.search_repository import SearchRepository
-from hub_server.chat.service import history_of
+from hub_server.chat.service import SEARCHED, history_of
 from hub_server.chat.spans import Span
 from hub_server.database import Database
 from hub_server.errors import HubError, Reason
@@ -21,7 +21,6 @@ from hub_server.retrieval.views import Space
 from hub_server.rows import Row, active_user
 from hub_server.search import DEFAULT_TOP_K, WIDEN, Query, Search, Source
 
-KIND: Final = "messages"
 # Messages read beyond top_k, for those that are redacted between the two reads.
 _SPARE: Final = 10
 _TIE_PLACES: Final = 6  # as in a view
@@ -87,7 +86,7 @@ class MessageSearch:
                 repository = SearchRepository(connection, caller.tenant_id, user_id)
                 return await repository.changes(model, after)
 
-        return Source(Space(caller.tenant_id, user_id, KIND, model), state, pull)
+        return Source(Space(caller.tenant_id, user_id, SEARCHED, model), state, pull)
 
     async def _state(self, caller: Caller, user_id: str, session_id: str) -> Row:
         async with self._database.statement(caller) as connection:

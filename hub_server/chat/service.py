@@ -5,7 +5,7 @@ import datetime as dt
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from hub_server import audit
 from hub_server.caller import Caller
@@ -16,14 +16,19 @@ from hub_server.errors import HubError, Reason
 from hub_server.idempotency import Claims, Retry
 from hub_server.paging import Page, split
 from hub_server.rows import Row, active_user, owned
+from hub_server.search import Search
+
+SEARCHED: Final = "messages"
+"""The kind of the space in which messages are found."""
 
 
 class ChatService:
     """Sessions and the messages in them."""
 
-    def __init__(self, database: Database) -> None:
-        """Keep everything in the given database."""
+    def __init__(self, database: Database, search: Search) -> None:
+        """Keep everything in the given database; ``search`` is told what is redacted."""
         self._database = database
+        self._search = search
 
     async def create_session(
         self, caller: Caller, retry: Retry, user_id: str, values: Mapping[str, Any]
@@ -193,16 +198,20 @@ class ChatService:
         """
         async with self._database.transaction(caller) as connection:
             repository = ChatRepository(connection, caller.tenant_id)
-            owned(caller, await repository.session(session_id), "session")
-            only = Span(after=seq - 1, last=seq)
-            origin_id = await repository.lock_origin(session_id, seq)
-            if origin_id and await repository.redact(session_id, origin_id, seq):
+            session = owned(caller, await repository.session(session_id), "session")
+            only, space_seq = Span(after=seq - 1, last=seq), None
+            if origin_id := await repository.lock_origin(session_id, seq):
+                space_seq = await repository.redact(session_id, origin_id, seq)
+            if space_seq is not None:
                 target = f"{origin_id}/{seq}"
                 await audit.note(connection, caller, "message_redacted", "message", target)
             rows = await repository.list_messages(session_id, only, 1, newest_first=False)
             if rows[0]["seq"] is None:
                 raise HubError(Reason.REASON_NOT_FOUND, resource="message")
-            return {**rows[0], "session_id": session_id}
+        if space_seq:
+            user_id = session["user_id"]
+            await self._search.removed(caller.tenant_id, user_id, SEARCHED, space_seq)
+        return {**rows[0], "session_id": session_id}
 
 
 def history_of(row: Row) -> Row:

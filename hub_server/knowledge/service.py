@@ -120,6 +120,7 @@ class KnowledgeService:
             repository = KnowledgeRepository(connection, caller.tenant_id)
             values = {"deleted_at": dt.datetime.now(dt.UTC), "space_seq": seq}
             await repository.set_document(document_id, values)
+        await self._search.removed(caller.tenant_id, document["user_id"], KIND, seq)
 
     async def undelete_document(self, caller: Caller, document_id: str) -> Row:
         """Bring a deleted document back. Raises NOT_FOUND or USER_DISABLED."""

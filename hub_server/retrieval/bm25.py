@@ -120,10 +120,12 @@ class Bm25Index:
         return best(np.frombuffer(self._labels, dtype=np.int64)[found], scores[found], k)
 
     def dump(self) -> Parts:
-        """Return copies of all there is, as `load` takes them.
+        """Return copies of all that lives, as `load` takes them.
 
         Building this anew from texts would take longer than anything else in a view.
         """
+        if len(self._slots) < len(self._alive):
+            self._compact()  # of what was removed no word may be kept
         flat = array("i")
         for posting in self._postings.values():
             flat.extend(posting)

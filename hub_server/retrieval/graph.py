@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import hnswlib
 import numpy as np
+from numpy.typing import NDArray
 
 from hub_server.retrieval.matrix import MAX_DEAD, Matrix
 from hub_server.retrieval.packing import Parts
@@ -112,6 +113,8 @@ class Graph:
         (state,) = self._index.__getstate__()
         parts = {name: one for name, one in state.items() if isinstance(one, np.ndarray)}
         facts = {name: one for name, one in state.items() if name not in parts}
+        if self.dead > 0:
+            _overwrite_dead(facts, parts["data_level0"])
         return facts | {"dead": self.dead}, parts
 
     def restore(self, facts: Mapping[str, Any], parts: Parts) -> None:
@@ -123,6 +126,29 @@ class Graph:
         self._given = [np.sort(parts["label_lookup_external"].astype(np.int64))]
         self._count, self._last = len(self._given[0]), int(self._given[0][-1])
         self.dead = facts["dead"]
+
+
+def _overwrite_dead(facts: Mapping[str, Any], data: NDArray[np.generic]) -> None:
+    """Put the vector of a living neighbour in the place of each dead one.
+
+    A dump may tell nothing of what was removed; the links of the dead still lead where they did.
+    """
+    rows = data[: facts["cur_element_count"] * facts["size_data_per_element"]].view(np.uint8)
+    rows = rows.reshape(-1, facts["size_data_per_element"])
+    header = rows[:, facts["offset_level0"] :]  # how many links, whether dead, and the links
+    count, is_dead = (
+        np.ascontiguousarray(header[:, :2]).view(np.uint16)[:, 0],
+        header[:, 2] & 1 == 1,
+    )
+    dead = np.flatnonzero(is_dead)
+    links = np.ascontiguousarray(header[dead, 4 : 4 + 4 * facts["max_M0"]]).view(np.uint32)
+    taken = np.full(len(dead), np.flatnonzero(~is_dead)[:1].sum())  # where all neighbours are dead
+    for place in range(facts["max_M0"] - 1, -1, -1):  # so the first, the nearest, has the last word
+        is_link = place < count[dead]
+        live = is_link & ~is_dead[np.where(is_link, links[:, place], 0)]
+        taken[live] = links[live, place]
+    vector = slice(facts["offset_data"], facts["label_offset"])
+    rows[dead, vector] = rows[taken, vector]
 
 
 def ef_for(rows: int) -> int:

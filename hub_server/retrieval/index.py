@@ -55,6 +55,9 @@ class Index(Protocol):
     async def forget(self, space: Space) -> None:
         """Remove all that is held of a tenant's user's kind, of whatever model, files too."""
 
+    async def removed(self, space: Space, seq: int) -> None:
+        """Keep nothing in files of what was removed from a tenant's user's kind up to `seq`."""
+
     async def settled(self) -> None:
         """Wait until nothing is at work in the background."""
 

@@ -121,7 +121,9 @@ class Rows:
         return self._labels[: self._used][self._alive[: self._used]]
 
     def dump(self) -> Parts:
-        """Return what `load` takes. Nothing of it changes later, little of it is copied."""
+        """Return what `load` takes, of live rows. Nothing of it changes later."""
+        if self.dead > 0:
+            self._compact()
         used = slice(self._used)
         return {
             "labels": self._labels[used],

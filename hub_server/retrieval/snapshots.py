@@ -6,7 +6,9 @@ view of 100,000 rows would take half a minute to split them again), so erasing m
 
 Processes share a folder: files come into being under names of their own and are then renamed. What
 one process forgets, another may hold in memory and write later; hence the epoch, a random name that
-`forget` changes. A view bears the epoch it was begun in, and is not written in another.
+`forget` changes. A view bears the epoch it was begun in, and is not written in another. What
+is removed in the course of things, with a seq, only outdates: a view that has followed that seq may
+be written, since a dump has nothing of rows that are gone.
 """
 
 import fcntl
@@ -60,7 +62,10 @@ class Snapshots:
 
     def clear(self) -> None:
         """Remove what processes left that were killed while they wrote."""
-        for file in self._folder.glob(f"*{_TEMPORARY}"):
+        self._clear("*")
+
+    def _clear(self, name: str) -> None:
+        for file in self._folder.glob(f"{name}{_TEMPORARY}"):
             try:
                 with file.open("rb") as left:
                     fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)  # who writes it holds it
@@ -71,7 +76,7 @@ class Snapshots:
     def epoch(self, space: Space) -> str:
         """Return what `save` wants to know of a view that begins now."""
         try:
-            return self._epoch_file(space).read_text()
+            return _parsed(self._epoch_file(space).read_bytes())[0]
         except FileNotFoundError:
             return ""
 
@@ -100,10 +105,11 @@ class Snapshots:
         with suppress(OSError):
             self._file(space).unlink()
 
-    def save(self, space: Space, epoch: str, dump: Dump) -> bool:
+    def save(self, space: Space, epoch: str, dump: Dump) -> bool | None:
         """Write a view that began in an epoch; False = the space was forgotten since.
 
-        Raises OSError, as where the disk is full; the snapshot before it is then left.
+        None = the view does not know yet of rows that were removed; it is not written. Raises
+        OSError, as where the disk is full; the snapshot before it is then left.
         """
         if self.epoch(space) != epoch:
             return False
@@ -116,8 +122,11 @@ class Snapshots:
                 opened.flush()
                 os.fsync(opened.fileno())
                 with self._held(space) as current:
-                    if current.read().decode() != epoch:
+                    now, removed_at = _parsed(current.read())
+                    if now != epoch:
                         return False
+                    if dump.facts["applied_seq"] < removed_at:
+                        return None
                     temporary.replace(file)
                 self._sync_folder()
         except FileNotFoundError:  # forgotten, temporary file and all
@@ -138,6 +147,25 @@ class Snapshots:
             for file in self._folder.glob(f"{_key(space)}.*"):
                 if file != epoch_file:
                     file.unlink(missing_ok=True)
+        self._sync_folder()
+
+    def outdate(self, space: Space, seq: int) -> None:
+        """Remove all files of a tenant's user's kind, since rows in them were removed at `seq`.
+
+        Views that are behind it are not written from now on.
+        """
+        self._make_folder()
+        with self._held(space) as held:
+            epoch, removed_at = _parsed(held.read())
+            if removed_at < seq:
+                held.seek(0)
+                held.truncate()
+                held.write(f"{epoch} {seq}".encode())
+                held.flush()
+                os.fsync(held.fileno())
+            for file in self._folder.glob(f"{_key(space)}.*.view"):
+                file.unlink(missing_ok=True)
+            self._clear(f"{_key(space)}.*")
         self._sync_folder()
 
     @contextmanager
@@ -164,6 +192,12 @@ class Snapshots:
     def _file(self, space: Space) -> Path:
         model = hashlib.sha256(space.embedding_model.encode()).hexdigest()[:16]
         return self._folder / f"{_key(space)}.{model}.view"
+
+
+def _parsed(content: bytes) -> tuple[str, int]:
+    """Return the epoch that a file of it tells, and the seq at which rows were last removed."""
+    epoch, _, removed_at = content.decode().partition(" ")
+    return epoch, int(removed_at or 0)
 
 
 def _key(space: Space) -> str:

@@ -101,6 +101,7 @@ class View:
         self.language = language
         self.applied_seq = 0
         self.is_whole = True  # False: a change was applied in part, and the view is of no use
+        self.has_lost = False  # rows that a snapshot may have, if one was made or loaded before
         self._churn = 0
         self._analyzer = analyzer(language)
         self._words = Bm25Index()
@@ -214,7 +215,8 @@ class View:
         return Flaws(sorted(missing), sorted(labels.keys() - living), sorted(stale))
 
     def dump(self) -> Dump:
-        """Return all of the view, as `load` takes it."""
+        """Return all of the view, as `load` takes it, and nothing of rows that it lost."""
+        self.has_lost = False
         vector_facts, vectors = self._vectors.dump()
         groups = self._groups.values()
         own: Parts = {
@@ -285,6 +287,7 @@ class View:
                 del self._labels[row_id]
         self._vectors.remove(_labels(set(labels) - self._without_vector))
         self._churn += len(labels)
+        self.has_lost = self.has_lost or bool(labels)
         self._without_vector.difference_update(labels)
 
     def _insert(self, changes: Iterable[Change]) -> None:

@@ -56,6 +56,7 @@ class _Entry:
     nbytes: int = 0
     epoch: str = ""  # see snapshots
     churn_saved: int | None = None  # of the view, when a snapshot was last tried; None = never
+    refused_seq: int | None = None  # where it was when it was not saved, for rows it still has
     task: asyncio.Task[None] | None = None  # builds its graph or writes its snapshot
     built_at: dt.datetime | None = None
     saved_at: dt.datetime | None = None
@@ -238,6 +239,18 @@ class Views:
             await asyncio.to_thread(self._snapshots.forget, space)
             self._drop_models(space)  # those that were loaded meanwhile
 
+    async def removed(self, space: Space, seq: int) -> None:
+        """Remove the snapshots of `space`, of whatever model: rows in them were removed at `seq`.
+
+        Its views stay and follow that as they follow all else; they are saved again when a graph is
+        built, or when they leave.
+        """
+        if self._snapshots is None:
+            return
+        self._unsaved(space)
+        await asyncio.to_thread(self._snapshots.outdate, space, seq)
+        self._unsaved(space)  # those that were loaded or saved meanwhile
+
     async def settled(self) -> None:
         """Wait until no graph is being built and no snapshot written."""
         while self._tasks:
@@ -259,10 +272,19 @@ class Views:
         self._writer.shutdown(wait=False, cancel_futures=True)
 
     def _drop_models(self, space: Space) -> None:
-        owner = (space.tenant_id, space.user_id, space.kind)
-        for one in list(self._entries):
-            if (one.tenant_id, one.user_id, one.kind) == owner:
-                self.drop(one)
+        for one in self._models(space):
+            self.drop(one)
+
+    def _unsaved(self, space: Space) -> None:
+        for one in self._models(space):
+            self._entries[one].churn_saved = None
+
+    def _models(self, space: Space) -> Sequence[Space]:
+        return [
+            one
+            for one in self._entries
+            if replace(one, embedding_model=space.embedding_model) == space
+        ]
 
     def _entered(self, space: Space) -> _Entry:
         entry = self._entries.setdefault(space, _Entry())
@@ -274,6 +296,8 @@ class Views:
         entry.users -= 1
         if self._is_to_build(entry):
             self._start(space, entry, self._build)
+        elif self._is_outdated(entry):
+            self._start(space, entry, self._outdate)
         self._evict()
 
     async def _view(
@@ -319,8 +343,15 @@ class Views:
         view = entry.view
         if view is None or self._snapshots is None or entry.nbytes < self._large_bytes:
             return False
+        if view.applied_seq == entry.refused_seq:  # it has to follow first
+            return False
         unsaved = view.churn - (entry.churn_saved or 0)
         return entry.churn_saved is None or unsaved > _MOST_UNSAVED * len(view)
+
+    def _is_outdated(self, entry: _Entry) -> bool:
+        view = entry.view
+        has_file = entry.churn_saved is not None and self._snapshots is not None
+        return has_file and view is not None and view.has_lost and entry.task is None
 
     def _has_time(self) -> bool:
         return len(self._tasks) < _MOST_LEAVING and not self._closing.is_set()
@@ -361,6 +392,11 @@ class Views:
         elif entry.view is not view and self._entries.get(space) is entry:
             await self._build(space, entry)  # of the one that has taken its place
 
+    async def _outdate(self, space: Space, entry: _Entry) -> None:
+        """Remove the snapshot that has rows the view lost; where they went, it may be unknown."""
+        if entry.view is not None and entry.churn_saved is not None:
+            await self.removed(space, entry.view.applied_seq)
+
     async def _save(self, space: Space, entry: _Entry) -> None:
         async with entry.lock:
             view = entry.view
@@ -369,8 +405,11 @@ class Views:
             entry.churn_saved, epoch = view.churn, entry.epoch
             dump = await _run(view.dump, inline=False)
         save = partial(self._snapshots.save, space, epoch, dump)
-        if await _run(save, inline=False, executor=self._writer):
+        is_saved = await _run(save, inline=False, executor=self._writer)
+        if is_saved:
             entry.saved_at = dt.datetime.now(dt.UTC)
+        elif is_saved is None:
+            entry.churn_saved, entry.refused_seq = None, dump.facts["applied_seq"]
         elif self._holds(space, entry, view):
             self.drop(space)  # another process forgot it: of what is erased nothing may be kept
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 from hub_server.retrieval import snapshots as module
+from hub_server.retrieval.matrix import unit
 from hub_server.retrieval.snapshots import Snapshots, Space
 from hub_server.retrieval.view import Change, Dump, IndexedRow, View
 
@@ -149,6 +150,52 @@ def test_a_view_from_before_is_not_saved_after_forgetting(tmp_path: Path) -> Non
     ours.forget(_SPACE)
     ours.forget(_SPACE)
     assert [file.suffix for file in tmp_path.iterdir()] == [".epoch"]
+
+
+def test_what_was_removed_is_in_no_file_that_is_written_later(tmp_path: Path) -> None:
+    """Snapshots of the space go at once; only views that have followed the removal are written."""
+    snapshots = _snapshots(tmp_path)
+    other = replace(_SPACE, user_id="other")
+    for space in (_SPACE, replace(_SPACE, embedding_model="old"), other):
+        assert snapshots.save(space, "", _dump())
+    (tmp_path / f"{snapshots._file(_SPACE).name}.left.tmp").write_bytes(b"medlar")
+    snapshots.outdate(_SPACE, 21)
+    snapshots.outdate(_SPACE, 20)  # told late
+    assert list(tmp_path.glob("*.view")) == [snapshots._file(other)]
+    assert list(tmp_path.glob("*.tmp")) == []
+    assert snapshots.save(_SPACE, snapshots.epoch(_SPACE), _dump(20)) is None
+    assert snapshots.load(_SPACE) is None
+    assert snapshots.save(_SPACE, snapshots.epoch(_SPACE), _dump(21))
+    snapshots.forget(_SPACE)
+    assert snapshots.save(_SPACE, snapshots.epoch(_SPACE), _dump(20))
+
+
+def test_a_dump_has_nothing_of_rows_that_are_gone() -> None:
+    """Neither their words nor their vectors, in the graph neither; and it finds all others."""
+    view = View(_DIMENSION, "en", 0)
+    changes = [
+        Change(f"g{n}", n + 1, (IndexedRow(f"r{n}", f"word{n} fig", _vector(n)),))
+        for n in range(90)
+    ]
+    view.apply(changes)
+    view.build(lambda: False)
+    gone = range(10, 24)  # so few that nothing is moved together for them
+    view.apply([Change(f"g{n}", 100 + n, ()) for n in gone])
+    assert view.dead == len(gone)
+    dump = view.dump()
+    held = b"".join(part.tobytes() for part in dump.parts.values())
+    vectors = {
+        n: unit(np.frombuffer(_vector(n), "<f4")[np.newaxis], _DIMENSION)[0] for n in range(90)
+    }
+    for n, vector in vectors.items():
+        assert (f"word{n}\0".encode() in held) == (n not in gone)
+        assert (vector.tobytes() in held) == (n not in gone)
+    loaded = View.load(dump, 0)
+    assert loaded.in_graph == 90 - len(gone)
+    for n, vector in vectors.items():
+        nearest = loaded.search("", vector, 1)[0]
+        assert (nearest.row_id == f"r{n}") == (n not in gone)
+        assert loaded.search(f"word{n}", None, 9) == view.search(f"word{n}", None, 9)
 
 
 def test_forgetting_amid_a_save_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -528,6 +528,40 @@ async def test_forgetting_removes_view_and_files(tmp_path: Path) -> None:
     assert len(_files(tmp_path)) == 1
 
 
+async def test_what_a_view_lost_is_in_no_snapshot(tmp_path: Path) -> None:
+    """A search that learns of a removal removes the snapshot; the next one lacks those words."""
+    views, log = _kept(tmp_path), _Log(*_many(1, 50), page=50)
+    log.changes.append(_change(51, "gone", "medlar"))
+    await _search(views, log)
+    await views.settled()
+    (file,) = _files(tmp_path)
+    assert b"medlar" in file.read_bytes()
+    log.changes[-1] = _change(52, "gone", None)
+    await _search(views, log)
+    await views.settled()
+    assert _files(tmp_path) == []
+    assert len(views) == 1
+    await views.close()
+    assert b"medlar" not in file.read_bytes()
+
+
+async def test_a_view_that_lags_is_kept_but_not_saved(tmp_path: Path) -> None:
+    """Told of a removal it has not followed, it stays; once it has, it is saved again."""
+    views, log = _kept(tmp_path, exact_max_bytes=_PLENTY), _Log(*_many(1, 50), page=50)
+    await _search(views, log)
+    await views.removed(_SPACE, 51)
+    one, other = _SPACE, _spaces(1)[0]
+    views._memory_bytes = 1
+    await _search(views, log, space=other)  # which sends the first away
+    await views.settled()
+    assert len(_files(tmp_path)) == 0
+    views._memory_bytes = _PLENTY
+    log.changes[0] = _change(51, "r1", None)
+    assert len(await _search(views, log, space=one)) == 49
+    await views.close()
+    assert len(_files(tmp_path)) == 2
+
+
 async def test_a_view_that_another_process_forgot_is_not_saved(tmp_path: Path) -> None:
     """It is dropped in place of being saved, and what is made of the rows then is saved."""
     views, log = _kept(tmp_path, exact_max_bytes=_PLENTY), _Log(*_many(1, 50), page=50)
