@@ -175,7 +175,16 @@ async def _compose(
     sources = {"knowledge": knowledge.source, "memory": memory.source, "messages": messages.source}
     return {
         "identity": identity,
-        "chat": await _compose_chat(settings, database, messages, embedding, wakeups, pages, stack),
+        "chat": await _compose_chat(
+            settings,
+            database,
+            ChatService(database, search),
+            messages,
+            embedding,
+            wakeups,
+            pages,
+            stack,
+        ),
         "memory": MemoryServicer(memory, pages),
         "knowledge": KnowledgeServicer(
             knowledge, OwnVectors(database, search), watches, Indexes(search, sources), pages
@@ -206,6 +215,7 @@ def _memory_rules(settings: Settings) -> Rules:
 async def _compose_chat(
     settings: Settings,
     database: Database,
+    chat: ChatService,
     search: MessageSearch,
     embedding: MessageEmbedding,
     wakeups: Wakeups,
@@ -214,7 +224,7 @@ async def _compose_chat(
 ) -> ChatServicer:
     tokenizer = await asyncio.to_thread(Tokenizer)
     stack.callback(tokenizer.close)
-    chat, tokens = ChatService(database, search), Tokens(database)
+    tokens = Tokens(database)
     appends = Appends(database, tokens, tokenizer, embedding.wake)
     stack.push_async_callback(appends.close)
     watches = Watches(chat, wakeups, settings.heartbeat)

@@ -239,7 +239,8 @@ class MemoryService:
         """Remove a memory with its history. Raises NOT_FOUND or USER_DISABLED."""
         async with self._database.transaction(caller) as connection:
             turn, memory = await self._held(connection, caller, memory_id)
-            await turn.delete(memory)
+            seq = await turn.delete(memory)
+        await self._search.removed(caller.tenant_id, memory["user_id"], KIND, seq)
 
     async def report(self, caller: Caller, user_id: str) -> tuple[Sequence[Finding], int]:
         """Return what to clean, and of how many memories. Raises NOT_FOUND or USER_DISABLED."""

@@ -115,9 +115,11 @@ class Turn:
         values = {**values, "status": "active", "superseded_by": None}
         return await self.change(memory, event, values)
 
-    async def delete(self, memory: Row) -> None:
-        """Remove what a memory says and ever said."""
-        await self.writes.delete(memory["memory_id"], await self._next_seq())
+    async def delete(self, memory: Row) -> int:
+        """Remove what a memory says and ever said; return the seq of that in the user's space."""
+        seq = await self._next_seq()
+        await self.writes.delete(memory["memory_id"], seq)
+        return seq
 
     async def _add(self, new: Statement, decision: Decision, known: dict[str, Row]) -> Row:
         memory_id = new_id()
