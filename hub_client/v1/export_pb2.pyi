@@ -45,6 +45,7 @@ class ExportRecord(_message.Message):
     DOCUMENT_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     RETRIEVAL_FIELD_NUMBER: _builtins.int
+    MEMORY_REVISION_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def user(self) -> Global___ExportedUser:
@@ -87,6 +88,10 @@ class ExportRecord(_message.Message):
         """A hit of a search that was made for a session."""
 
     @_builtins.property
+    def memory_revision(self) -> Global___ExportedMemoryRevision:
+        """What a memory was."""
+
+    @_builtins.property
     def summary(self) -> Global___ExportSummary:
         """What the records before it come to: without it an export is not whole."""
 
@@ -103,13 +108,14 @@ class ExportRecord(_message.Message):
         document: Global___ExportedDocument | None = ...,
         chunk: Global___ExportedChunk | None = ...,
         retrieval: Global___ExportedRetrieval | None = ...,
+        memory_revision: Global___ExportedMemoryRevision | None = ...,
         summary: Global___ExportSummary | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "config", b"config", "document", b"document", "memory", b"memory", "message", b"message", "record", b"record", "reservation", b"reservation", "retrieval", b"retrieval", "session", b"session", "summary", b"summary", "usage", b"usage", "user", b"user"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "config", b"config", "document", b"document", "memory", b"memory", "memory_revision", b"memory_revision", "message", b"message", "record", b"record", "reservation", b"reservation", "retrieval", b"retrieval", "session", b"session", "summary", b"summary", "usage", b"usage", "user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "config", b"config", "document", b"document", "memory", b"memory", "message", b"message", "record", b"record", "reservation", b"reservation", "retrieval", b"retrieval", "session", b"session", "summary", b"summary", "usage", b"usage", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "config", b"config", "document", b"document", "memory", b"memory", "memory_revision", b"memory_revision", "message", b"message", "record", b"record", "reservation", b"reservation", "retrieval", b"retrieval", "session", b"session", "summary", b"summary", "usage", b"usage", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["user", "config", "usage", "reservation", "memory", "session", "message", "document", "chunk", "retrieval", "summary"]  # noqa: Y015
+    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["user", "config", "usage", "reservation", "memory", "session", "message", "document", "chunk", "retrieval", "memory_revision", "summary"]  # noqa: Y015
     _WhichOneofArgType_record: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_record) -> _WhichOneofReturnType_record | None: ...
 
@@ -130,6 +136,7 @@ class ExportSummary(_message.Message):
     CHUNKS_FIELD_NUMBER: _builtins.int
     RETRIEVALS_FIELD_NUMBER: _builtins.int
     RESERVATIONS_FIELD_NUMBER: _builtins.int
+    MEMORY_REVISIONS_FIELD_NUMBER: _builtins.int
     EXPORTED_AT_FIELD_NUMBER: _builtins.int
     records: _builtins.int
     """The number of records before this one."""
@@ -152,6 +159,8 @@ class ExportSummary(_message.Message):
     """How many are hits of searches."""
     reservations: _builtins.int
     """How many are reservations."""
+    memory_revisions: _builtins.int
+    """How many are revisions of memories."""
     @_builtins.property
     def exported_at(self) -> _timestamp_pb2.Timestamp:
         """When the export began. What was acknowledged before is in it."""
@@ -168,11 +177,12 @@ class ExportSummary(_message.Message):
         chunks: _builtins.int = ...,
         retrievals: _builtins.int = ...,
         reservations: _builtins.int = ...,
+        memory_revisions: _builtins.int = ...,
         exported_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["exported_at", b"exported_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "documents", b"documents", "exported_at", b"exported_at", "memories", b"memories", "messages", b"messages", "records", b"records", "reservations", b"reservations", "retrievals", b"retrievals", "sessions", b"sessions", "sha256", b"sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "documents", b"documents", "exported_at", b"exported_at", "memories", b"memories", "memory_revisions", b"memory_revisions", "messages", b"messages", "records", b"records", "reservations", b"reservations", "retrievals", b"retrievals", "sessions", b"sessions", "sha256", b"sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -421,7 +431,7 @@ Global___ExportedReservation: _TypeAlias = ExportedReservation  # noqa: Y015
 
 @_typing.final
 class ExportedMemory(_message.Message):
-    """A memory."""
+    """A memory. One that was deleted is not told, as nothing is left of it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -429,14 +439,22 @@ class ExportedMemory(_message.Message):
     MEMORY_TYPE_FIELD_NUMBER: _builtins.int
     MEMORY_CONTENT_FIELD_NUMBER: _builtins.int
     CONFIDENCE_SCORE_FIELD_NUMBER: _builtins.int
-    IS_ACTIVE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     EMBEDDING_FIELD_NUMBER: _builtins.int
     EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
-    DELETED_AT_FIELD_NUMBER: _builtins.int
+    MEMORY_KEY_FIELD_NUMBER: _builtins.int
+    SUPERSEDED_BY_FIELD_NUMBER: _builtins.int
+    REINFORCEMENT_COUNT_FIELD_NUMBER: _builtins.int
+    REINFORCED_AT_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    CONTENT_HASH_FIELD_NUMBER: _builtins.int
+    LAST_RECALLED_AT_FIELD_NUMBER: _builtins.int
     memory_id: _builtins.str
     """The memory's id. Required."""
     memory_type: _memory_pb2.MemoryType.ValueType
@@ -445,14 +463,28 @@ class ExportedMemory(_message.Message):
     """What is remembered, 1 to 4,000 characters. Required."""
     confidence_score: _builtins.float
     """How sure it is, 0 to 1."""
-    is_active: _builtins.bool
-    """False = kept, but never recalled."""
+    status: _memory_pb2.MemoryStatus.ValueType
+    """Where it stands. Required."""
     source: _memory_pb2.MemorySource.ValueType
     """Where it comes from. Required."""
     embedding: _builtins.bytes
     """Its vector: float32, little-endian, at most 4,096 numbers. Required."""
     embedding_model: _builtins.str
     """The model that made the vector, at most 200 characters. Required."""
+    memory_key: _builtins.str
+    """What it is about, at most 200 characters."""
+    superseded_by: _builtins.str
+    """The memory that took its place. Empty = none."""
+    reinforcement_count: _builtins.int
+    """How often it was remembered again."""
+    session_id: _builtins.str
+    """The session in which it was first said. Empty = not told."""
+    message_id: _builtins.str
+    """The message that first said it. Empty = not told."""
+    revision: _builtins.int
+    """The number of its revisions, which follow. Required."""
+    content_hash: _builtins.bytes
+    """What texts share that are remembered as one. Required."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When it stops being recalled. Absent = never."""
@@ -466,8 +498,12 @@ class ExportedMemory(_message.Message):
         """When it was last changed. Required."""
 
     @_builtins.property
-    def deleted_at(self) -> _timestamp_pb2.Timestamp:
-        """When it was deleted. Absent = it is not."""
+    def reinforced_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was last remembered again. Absent = never."""
+
+    @_builtins.property
+    def last_recalled_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was last recalled. Absent = never."""
 
     def __init__(
         self,
@@ -476,22 +512,144 @@ class ExportedMemory(_message.Message):
         memory_type: _memory_pb2.MemoryType.ValueType = ...,
         memory_content: _builtins.str = ...,
         confidence_score: _builtins.float = ...,
-        is_active: _builtins.bool = ...,
+        status: _memory_pb2.MemoryStatus.ValueType = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         source: _memory_pb2.MemorySource.ValueType = ...,
         embedding: _builtins.bytes = ...,
         embedding_model: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
-        deleted_at: _timestamp_pb2.Timestamp | None = ...,
+        memory_key: _builtins.str = ...,
+        superseded_by: _builtins.str = ...,
+        reinforcement_count: _builtins.int = ...,
+        reinforced_at: _timestamp_pb2.Timestamp | None = ...,
+        session_id: _builtins.str = ...,
+        message_id: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        content_hash: _builtins.bytes = ...,
+        last_recalled_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deleted_at", b"deleted_at", "expires_at", b"expires_at", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "last_recalled_at", b"last_recalled_at", "reinforced_at", b"reinforced_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence_score", b"confidence_score", "created_at", b"created_at", "deleted_at", b"deleted_at", "embedding", b"embedding", "embedding_model", b"embedding_model", "expires_at", b"expires_at", "is_active", b"is_active", "memory_content", b"memory_content", "memory_id", b"memory_id", "memory_type", b"memory_type", "source", b"source", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence_score", b"confidence_score", "content_hash", b"content_hash", "created_at", b"created_at", "embedding", b"embedding", "embedding_model", b"embedding_model", "expires_at", b"expires_at", "last_recalled_at", b"last_recalled_at", "memory_content", b"memory_content", "memory_id", b"memory_id", "memory_key", b"memory_key", "memory_type", b"memory_type", "message_id", b"message_id", "reinforced_at", b"reinforced_at", "reinforcement_count", b"reinforcement_count", "revision", b"revision", "session_id", b"session_id", "source", b"source", "status", b"status", "superseded_by", b"superseded_by", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExportedMemory: _TypeAlias = ExportedMemory  # noqa: Y015
+
+@_typing.final
+class ExportedMemoryRevision(_message.Message):
+    """What a memory was from a time on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    RECORDED_AT_FIELD_NUMBER: _builtins.int
+    MEMORY_TYPE_FIELD_NUMBER: _builtins.int
+    MEMORY_KEY_FIELD_NUMBER: _builtins.int
+    MEMORY_CONTENT_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_SCORE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SUPERSEDED_BY_FIELD_NUMBER: _builtins.int
+    REINFORCEMENT_COUNT_FIELD_NUMBER: _builtins.int
+    REINFORCED_AT_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    EMBEDDING_FIELD_NUMBER: _builtins.int
+    EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    memory_id: _builtins.str
+    """The memory. Required."""
+    revision: _builtins.int
+    """Which of its revisions it is: 1, 2, 3 … without gaps. Required."""
+    change: _builtins.int
+    """Its place among the changes of all memories of the user, from 0 on."""
+    event: _memory_pb2.MemoryEvent.ValueType
+    """What happened. Required."""
+    memory_type: _memory_pb2.MemoryType.ValueType
+    """As in ExportedMemory. Required."""
+    memory_key: _builtins.str
+    """As in ExportedMemory."""
+    memory_content: _builtins.str
+    """As in ExportedMemory. Required."""
+    confidence_score: _builtins.float
+    """As in ExportedMemory."""
+    status: _memory_pb2.MemoryStatus.ValueType
+    """As in ExportedMemory. Required."""
+    source: _memory_pb2.MemorySource.ValueType
+    """As in ExportedMemory. Required."""
+    superseded_by: _builtins.str
+    """As in ExportedMemory."""
+    reinforcement_count: _builtins.int
+    """As in ExportedMemory."""
+    session_id: _builtins.str
+    """The session in which this was said. Empty = not told."""
+    message_id: _builtins.str
+    """The message that said this. Empty = not told."""
+    embedding: _builtins.bytes
+    """Its vector. Empty = that of the revision before."""
+    embedding_model: _builtins.str
+    """The model that made the vector, at most 200 characters. Absent = there is no vector."""
+    @_builtins.property
+    def recorded_at(self) -> _timestamp_pb2.Timestamp:
+        """When. Required."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """As in ExportedMemory."""
+
+    @_builtins.property
+    def reinforced_at(self) -> _timestamp_pb2.Timestamp:
+        """As in ExportedMemory."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was written. Required."""
+
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was last changed. Required."""
+
+    def __init__(
+        self,
+        *,
+        memory_id: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        change: _builtins.int = ...,
+        event: _memory_pb2.MemoryEvent.ValueType = ...,
+        recorded_at: _timestamp_pb2.Timestamp | None = ...,
+        memory_type: _memory_pb2.MemoryType.ValueType = ...,
+        memory_key: _builtins.str = ...,
+        memory_content: _builtins.str = ...,
+        confidence_score: _builtins.float = ...,
+        status: _memory_pb2.MemoryStatus.ValueType = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        source: _memory_pb2.MemorySource.ValueType = ...,
+        superseded_by: _builtins.str = ...,
+        reinforcement_count: _builtins.int = ...,
+        reinforced_at: _timestamp_pb2.Timestamp | None = ...,
+        session_id: _builtins.str = ...,
+        message_id: _builtins.str = ...,
+        embedding: _builtins.bytes = ...,
+        embedding_model: _builtins.str | None = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_embedding_model", b"_embedding_model", "created_at", b"created_at", "embedding_model", b"embedding_model", "expires_at", b"expires_at", "recorded_at", b"recorded_at", "reinforced_at", b"reinforced_at", "updated_at", b"updated_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_embedding_model", b"_embedding_model", "change", b"change", "confidence_score", b"confidence_score", "created_at", b"created_at", "embedding", b"embedding", "embedding_model", b"embedding_model", "event", b"event", "expires_at", b"expires_at", "memory_content", b"memory_content", "memory_id", b"memory_id", "memory_key", b"memory_key", "memory_type", b"memory_type", "message_id", b"message_id", "recorded_at", b"recorded_at", "reinforced_at", b"reinforced_at", "reinforcement_count", b"reinforcement_count", "revision", b"revision", "session_id", b"session_id", "source", b"source", "status", b"status", "superseded_by", b"superseded_by", "updated_at", b"updated_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__embedding_model: _TypeAlias = _typing.Literal["embedding_model"]  # noqa: Y015
+    _WhichOneofArgType__embedding_model: _TypeAlias = _typing.Literal["_embedding_model", b"_embedding_model"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__embedding_model) -> _WhichOneofReturnType__embedding_model | None: ...
+
+Global___ExportedMemoryRevision: _TypeAlias = ExportedMemoryRevision  # noqa: Y015
 
 @_typing.final
 class ExportedSession(_message.Message):

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from hub_server.chat.models import chat_messages, chat_sessions, token_reservations
 from hub_server.identity.models import user_configs, user_usage, users
 from hub_server.knowledge.models import chunks, documents, retrievals
-from hub_server.memory.models import memory_store
+from hub_server.memory.models import memory_revisions, memory_store
 from hub_server.rows import Row
 
 # Of every table: whose a row is follows from the import, and its place in a search is made anew.
@@ -27,17 +27,14 @@ class Children:
     number: str
     """The column of a child that numbers it."""
 
-    bound: str
-    """The column of the parent that says which children are its own: see ``within``."""
-
-    within: str
-    """SQL that says so of a child ``t``; ``p.bound`` is what that column of its parent holds."""
-
     first: Callable[[Row], int]
     """Returns the number of the first child of a row."""
 
     last: Callable[[Row], int]
     """Returns the number of the last child of a row."""
+
+    alike: str = ""
+    """A column of numbers that a row and its children share; empty = the key tells all."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +54,26 @@ class Kind:
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Columns that are not exported, with the reason."""
 
-    computed: Mapping[str, str] = field(default_factory=dict)
-    """What a record tells beside its columns, as SQL of a row ``t``."""
+    computed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """What a record tells beside its columns: type and SQL of a row ``t``."""
+
+    only: str = "true"
+    """Which rows are told, as SQL of a row ``t``."""
 
     children: "Children | None" = None
     """The rows that follow each row; None = there are no such."""
 
+    belongs: Mapping[str, str] = field(default_factory=dict)
+    """Columns that name a row of the same user, with the kind of that row."""
+
+    names_user: bool = True
+    """Whether every row bears its user's id; else what it belongs to does."""
+
     space: str = ""
     """The kind of search space whose seqs the rows bear; empty = they are not searched."""
+
+    placed: str = ""
+    """The seq that a record ``x`` gets in an import, as SQL; empty = it bears none."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -74,6 +83,12 @@ class Kind:
         return tuple(name for name in names if name not in skipped and name not in self.left_out)
 
 
+# The next seq of a space, after those of the records before.
+_NEXT: Final = ":space_seq ::bigint + x.place"
+_CHANGE: Final = """
+    t.space_seq - (SELECT min(r.space_seq) FROM memory_revisions r
+                   WHERE r.tenant_id = :tenant_id ::uuid AND r.user_id = :user_id ::uuid)
+"""
 _PROCESSING: Final = "the work of a hub on it, which another one begins anew"
 
 # In the order of the records, and so that what a row follows from comes before it.
@@ -96,7 +111,33 @@ KINDS: Final = (
         left_out={"reserved_tokens": "the sum of what the reservations hold"},
     ),
     Kind("reservation", token_reservations, ("reservation_id",)),
-    Kind("memory", memory_store, ("memory_id",), space="memory"),
+    Kind(
+        "memory",
+        memory_store,
+        ("memory_id",),
+        left_out={
+            "is_active": "follows from the status",
+            "deleted_at": "nothing is left of what was deleted, and it is not told",
+        },
+        only="t.deleted_at IS NULL",
+        children=Children(
+            "memory_revision",
+            "revision",
+            lambda _: 1,
+            lambda memory: int(memory["revision"]),
+        ),
+        space="memory",
+        placed=_NEXT,
+    ),
+    Kind(
+        "memory_revision",
+        memory_revisions,
+        ("memory_id", "revision"),
+        # In which order memories were changed, which times do not always tell.
+        computed={"change": ("bigint", _CHANGE)},
+        belongs={"memory_id": "memory"},
+        placed="x.change",
+    ),
     Kind(
         "session",
         chat_sessions,
@@ -105,18 +146,20 @@ KINDS: Final = (
         children=Children(
             "message",
             "seq",
-            "last_seq",
-            "t.seq <= p.bound",
             lambda session: int(session["parent_seq"]) + 1,
             lambda session: int(session["last_seq"]),
         ),
+        belongs={"parent_session_id": "session"},
     ),
     Kind(
         "message",
         chat_messages,
         ("session_id", "seq"),
-        computed={"is_searchable": "t.space_seq IS NOT NULL"},
+        computed={"is_searchable": ("boolean", "t.space_seq IS NOT NULL")},
+        belongs={"session_id": "session"},
+        names_user=False,  # only of those that can be searched
         space="messages",
+        placed=f"CASE WHEN x.is_searchable THEN {_NEXT} END",
     ),
     Kind(
         "document",
@@ -130,15 +173,15 @@ KINDS: Final = (
         children=Children(
             "chunk",
             "chunk_index",
-            "revision",
-            "t.revision = p.bound",
             lambda _: 0,
             lambda document: int(document["chunk_count"]) - 1,
+            alike="revision",
         ),
         space="knowledge",
+        placed=f"CASE WHEN x.revision > 0 THEN {_NEXT} END",
     ),
-    Kind("chunk", chunks, ("chunk_id",)),
-    Kind("retrieval", retrievals, ("retrieval_id", "rank")),
+    Kind("chunk", chunks, ("chunk_id",), belongs={"document_id": "document"}),
+    Kind("retrieval", retrievals, ("retrieval_id", "rank"), belongs={"session_id": "session"}),
 )
 BY_NAME: Final = {kind.name: kind for kind in KINDS}
 

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -29,17 +29,17 @@ ORDER BY {order}
 _ROWS: Final = """
 SELECT t.*, {size} AS size FROM {table} t
 WHERE t.tenant_id = :tenant_id ::uuid AND t.user_id = :user_id ::uuid
-  AND t.created_at <= :until ::timestamptz {after}
+  AND t.created_at <= :until ::timestamptz AND {only} {after}
 ORDER BY {order} LIMIT {most_rows}
 """
 _CHILDREN: Final = """
 SELECT t.*, {size} AS size, p.place
-FROM unnest(:parents ::uuid[], :bounds ::bigint[], :after ::bigint[])
-    WITH ORDINALITY AS p (id, bound, after, place)
+FROM unnest(:parents ::uuid[], :alike ::bigint[], :after ::bigint[], :last ::bigint[])
+    WITH ORDINALITY AS p (id, alike, after, last, place)
 CROSS JOIN LATERAL (
     SELECT * FROM {table} t
-    WHERE t.tenant_id = :tenant_id ::uuid AND t.{parent} = p.id AND {within}
-      AND t.{number} > p.after
+    WHERE t.tenant_id = :tenant_id ::uuid AND t.{parent} = p.id AND t.{number} > p.after
+      AND t.{number} <= p.last {alike}
     ORDER BY t.{number} LIMIT {most_rows}) t
 ORDER BY p.place, t.{number} LIMIT {most_rows}
 """
@@ -56,7 +56,7 @@ class TransferRepository:
     async def now(self) -> dt.datetime | None:
         """Return what time it is for Postgres, or None when there is no such user."""
         query = sa.select(sa.func.clock_timestamp()).where(
-            *(users.c[name] == value for name, value in self._user.items())
+            *(users.c[name] == value for name, value in self._user.items()),
         )
         moment: dt.datetime | None = (await self._connection.execute(query)).scalar()
         return moment
@@ -77,8 +77,9 @@ class TransferRepository:
         assert kind.children is not None  # noqa: S101 - nobody asks otherwise
         given = {
             "parents": [parent[kind.key[0]] for parent in parents],
-            "bounds": [parent[kind.children.bound] for parent in parents],
+            "alike": [parent.get(kind.children.alike, 0) for parent in parents],
             "after": [after, *([-1] * (len(parents) - 1))],
+            "last": [kind.children.last(parent) for parent in parents],
         }
         return await _children(kind.name).rows(self._connection, self._user | given)
 
@@ -87,9 +88,9 @@ class TransferRepository:
 def _rows(name: str, *, is_first: bool) -> HotStatement:
     kind = BY_NAME[name]
     order = kind.order or kind.key
-    given = (f":after_{at} ::{_type(kind, column)}" for at, column in enumerate(order))
+    given = (f":after_{at} ::{type_of(kind, column)}" for at, column in enumerate(order))
     after = "" if is_first else f"AND ({_named(order)}) > ({', '.join(given)})"
-    parts = {"size": _size(kind), "table": kind.table.name, "after": after}
+    parts = {"size": _size(kind), "table": kind.table.name, "only": kind.only, "after": after}
     found = _ROWS.format(**parts, order=_named(order), most_rows=_MOST_ROWS)
     return _sized(kind, found, _named(order))
 
@@ -103,7 +104,7 @@ def _children(name: str) -> HotStatement:
         size=_size(kind),
         table=kind.table.name,
         parent=parent.key[0],
-        within=parent.children.within,
+        alike=f"AND t.{parent.children.alike} = p.alike" if parent.children.alike else "",
         number=number,
         most_rows=_MOST_ROWS,
     )
@@ -111,15 +112,15 @@ def _children(name: str) -> HotStatement:
 
 
 def _sized(kind: Kind, found: str, order: str) -> HotStatement:
-    told = ", ".join([*_told(kind), *(f"{sql} AS {name}" for name, sql in kind.computed.items())])
+    told = ", ".join(told_columns(kind))
     return HotStatement(_SIZED.format(told=told, found=found, order=order, most_bytes=_MOST_BYTES))
 
 
-def _told(kind: Kind) -> Iterable[str]:
-    """Yield the columns as they are read: ids as texts."""
-    for name in kind.columns:
-        is_id = isinstance(kind.table.c[name].type, sa.Uuid)
-        yield f"t.{name}::text" if is_id else f"t.{name}"
+def told_columns(kind: Kind) -> list[str]:
+    """Return the columns of a row ``t`` as a record tells them: ids as texts."""
+    is_id = {name: isinstance(kind.table.c[name].type, sa.Uuid) for name in kind.columns}
+    own = [f"t.{name}::text" if is_id[name] else f"t.{name}" for name in kind.columns]
+    return own + [f"{sql} AS {name}" for name, (_, sql) in kind.computed.items()]
 
 
 def _named(columns: Sequence[str]) -> str:
@@ -134,6 +135,6 @@ def _size(kind: Kind) -> str:
     return " + ".join(["0", *(f"coalesce({sizes[type(c.type)].format(c.name)}, 0)" for c in long)])
 
 
-def _type(kind: Kind, column: str) -> str:
+def type_of(kind: Kind, column: str) -> str:
     """Return what Postgres calls the type of a column."""
     return kind.table.c[column].type.compile(dialect=postgresql.dialect())  # type: ignore[no-untyped-call]

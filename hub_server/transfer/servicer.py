@@ -17,6 +17,7 @@ from hub_server.transfer.service import Export
 _COUNTED: Final = {
     "reservation": "reservations",
     "memory": "memories",
+    "memory_revision": "memory_revisions",
     "session": "sessions",
     "message": "messages",
     "document": "documents",

@@ -89,13 +89,16 @@ async def live(tenant: Tenant) -> Life:
     await say(tenant, fork, "Another cup.", "A secret.")
     await client.chat.redact_message(RedactMessageRequest(session_id=fork.session_id, seq=5))
     await tenant.new_session(user)
-    await client.memory.remember(
-        RememberRequest(
-            user_id=user.user_id,
-            memory_type=MemoryType.MEMORY_TYPE_FACT,
-            memory_content="Drinks green tea.",
+    for drink in ("Drinks green tea.", "Drinks coffee in the morning."):
+        await client.memory.remember(
+            RememberRequest(
+                user_id=user.user_id,
+                memory_type=MemoryType.MEMORY_TYPE_PREFERENCE,
+                memory_key="drink.favourite",
+                memory_content=drink,
+                session_id=session.session_id,
+            )
         )
-    )
     await client.chat.reserve_tokens(ReserveTokensRequest(user_id=user.user_id, tokens=7))
     text = "\n\n".join(f"Tea number {number} is made of leaves. " * 30 for number in range(9))
     document = await tenant.ingest(user, "Tea", text)
