@@ -106,12 +106,9 @@ class Bm25Index:
         """
         if self._live_terms == 0:
             return nothing()
-        lengths = np.frombuffer(self._lengths, dtype=np.int32)
-        average = self._live_terms / len(self._slots)
-        saturation = _K1 * (1 - _B + _B * lengths.astype(np.float64) / average)
-        scores = np.zeros(len(lengths))
+        scores = np.zeros(len(self._alive))
         for term, times in Counter(query_terms).items():
-            self._score(term, times, saturation, scores)
+            self._score(term, times, scores)
         if among is None:
             found = np.flatnonzero(scores)
         else:
@@ -159,7 +156,7 @@ class Bm25Index:
         index._pairs = sum(index._pairs_of)
         return index
 
-    def _score(self, term: str, times: int, saturation: Scores, scores: Scores) -> None:
+    def _score(self, term: str, times: int, scores: Scores) -> None:
         posting = self._postings.get(term)
         if posting is None:
             return
@@ -170,7 +167,9 @@ class Bm25Index:
         if (df := len(slots)) == 0:
             return
         idf = math.log(1 + (len(self._slots) - df + 0.5) / (df + 0.5))
-        scores[slots] += times * idf * tf / (tf + saturation[slots])
+        average = self._live_terms / len(self._slots)
+        lengths = np.frombuffer(self._lengths, dtype=np.int32)[slots].astype(np.float64)
+        scores[slots] += times * idf * tf / (tf + _K1 * (1 - _B + _B * lengths / average))
 
     def _alive_slots(self) -> NDArray[np.bool_]:
         return np.frombuffer(self._alive, dtype=np.bool_)

@@ -37,6 +37,10 @@ def fuse(
     Rows whose scores are all equal have 1. Equal sums come in the order of their labels.
     """
     word_floor = 0.0 if len(words[0]) < depth else None
+    if len(words[0]) == 0:
+        return vectors[0], (1 - weight) * _scaled(vectors[1], None)
+    if len(vectors[0]) == 0:
+        return words[0], weight * _scaled(words[1], word_floor)
     labels = np.union1d(words[0], vectors[0])
     scores = np.zeros(len(labels))
     scores[np.searchsorted(labels, words[0])] += weight * _scaled(words[1], word_floor)
@@ -48,9 +52,11 @@ def fuse(
 def _scaled(scores: Scores, floor: float | None) -> Scores:
     if len(scores) == 0:
         return scores
-    low = scores.min() if floor is None else floor
-    span = scores.max() - low
-    if span <= _NOISE * np.abs(scores).max():
+    high, low = float(scores[0]), float(scores[-1])
+    greatest = max(abs(high), abs(low))
+    low = low if floor is None else floor
+    span = high - low
+    if span <= _NOISE * greatest:
         return np.ones_like(scores)
     scaled: Scores = (scores - low) / span
     return scaled

@@ -1,14 +1,15 @@
 """Vectors as rows of one matrix: every search among them is exact."""
 
+import math
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hub_server.retrieval.packing import Parts
-from hub_server.retrieval.ranking import Labels, Ranked, best
+from hub_server.retrieval.ranking import Labels, Ranked, best, nothing
 
-__all__ = ["MAX_DEAD", "Matrix", "Rows", "unit"]
+__all__ = ["MAX_DEAD", "Matrix", "Rows", "direction", "unit"]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -90,17 +91,19 @@ class Rows:
 
         Scores are cosines, highest first; equal ones in the order of their labels.
         """
+        if after >= self._last:
+            return nothing()
         rows = self._behind(after)
-        labels, alive = self._labels[rows], self._alive[rows]
-        scores = (self._matrix[rows] @ query).astype(np.float64)
+        labels, scores = self._labels[rows], self._matrix[rows] @ query
         if self._live < self._used:
+            alive = self._alive[rows]
             labels, scores = labels[alive], scores[alive]
         return best(labels, scores, k)
 
     def nearest_among(self, query: Matrix, k: int, labels: Labels) -> Ranked:
         """As `nearest`, of those of the given labels whose rows live."""
         labels = labels[self.have(labels)]
-        return best(labels, (self.vectors(labels) @ query).astype(np.float64), k)
+        return best(labels, self.vectors(labels) @ query, k)
 
     def after(self, label: int, most: int) -> tuple[Labels, Matrix]:
         """Return copies of the first `most` live rows with labels above `label`."""
@@ -172,6 +175,17 @@ def unit(matrix: Matrix, dimension: int) -> Matrix:
         raise ValueError("a vector is zero, infinite or not a number")
     scaled: Matrix = (matrix / norms).astype(np.float32)
     return scaled
+
+
+def direction(vector: Matrix, dimension: int) -> Matrix:
+    """As `unit`, for one vector: for a search of few rows it is a part of the time that counts."""
+    if vector.shape != (dimension,):
+        raise ValueError(f"a vector must have shape ({dimension},), not {vector.shape}")
+    wide = vector.astype(np.float64)
+    norm = math.sqrt(wide @ wide)
+    if not 0 < norm < math.inf:
+        raise ValueError("a vector is zero, infinite or not a number")
+    return (wide / norm).astype(np.float32)
 
 
 def _resized(array: NDArray[_Scalar], capacity: int, used: int) -> NDArray[_Scalar]:

@@ -18,7 +18,7 @@ def nothing() -> Ranked:
     return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float64)
 
 
-def best(labels: Labels, scores: Scores, k: int) -> Ranked:
+def best(labels: Labels, scores: Scores | NDArray[np.float32], k: int) -> Ranked:
     """Return the `k` highest scores, or all if there are fewer; of equal ones the lower label."""
     if k <= 0:
         return nothing()
@@ -26,7 +26,7 @@ def best(labels: Labels, scores: Scores, k: int) -> Ranked:
         # Everything that ties with the k-th stays until the labels decide: partition alone
         # would pick among equals by their place in memory.
         cut = np.partition(scores, len(scores) - k)[len(scores) - k]
-        keep = scores >= cut
+        keep = np.flatnonzero(scores >= cut)
         labels, scores = labels[keep], scores[keep]
     order = np.lexsort((labels, -scores))[:k]
-    return labels[order], scores[order]
+    return labels[order], scores[order].astype(np.float64, copy=False)

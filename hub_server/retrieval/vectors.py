@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hub_server.retrieval.graph import Graph
-from hub_server.retrieval.matrix import Matrix, Rows, unit
+from hub_server.retrieval.matrix import Matrix, Rows, direction
 from hub_server.retrieval.packing import Parts
 from hub_server.retrieval.ranking import Labels, Ranked, best
 
@@ -113,11 +113,11 @@ class VectorIndex:
             ValueError: the query is zero, infinite, not a number, or of another dimension.
 
         """
-        direction = unit(query[np.newaxis], self._rows.dimension)[0]
+        towards = direction(query, self._rows.dimension)
         with self._lock:
             if among is not None:
-                return self._rows.nearest_among(direction, k, among)
-            return self._nearest(direction, k)
+                return self._rows.nearest_among(towards, k, among)
+            return self._nearest(towards, k)
 
     def build(self, is_stopped: Callable[[], bool]) -> None:
         """Bring the graph up to date, for as long as it takes or until it `is_stopped`.
@@ -195,6 +195,8 @@ class VectorIndex:
         if self._graph is None or (found := self._graph.nearest(query, k)) is None:
             return self._rows.nearest(query, k)
         behind = self._rows.nearest(query, k, after=self._graph.last)
+        if len(behind[0]) == 0:
+            return found
         labels, scores = (np.concatenate(pair) for pair in zip(found, behind, strict=True))
         return best(labels, scores, k)
 

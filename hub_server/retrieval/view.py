@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from hub_server.retrieval.bm25 import Bm25Index
 from hub_server.retrieval.fusion import CANDIDATES, fuse
 from hub_server.retrieval.matrix import Matrix, unit
 from hub_server.retrieval.packing import Parts, packed, unpacked
-from hub_server.retrieval.ranking import Labels, Ranked, nothing
+from hub_server.retrieval.ranking import Labels, Ranked, best, nothing
 from hub_server.retrieval.text import analyzer
 from hub_server.retrieval.vectors import VectorIndex
 
@@ -48,8 +48,7 @@ class Change:
     rows: tuple[IndexedRow, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A row the view proposes; whether it may be returned, Postgres decides."""
 
     row_id: str
@@ -192,11 +191,13 @@ class View:
         only = None
         if among is not None:
             only = _labels({self._labels[one] for one in among if one in self._labels})
-        words = self._words.top(self._analyzer.query_terms(query_text), depth, only)
+        words = nothing()
+        if query_text:
+            words = self._words.top(self._analyzer.query_terms(query_text), depth, only)
         vectors = nothing()
         if query_vector is not None:
             vectors = self._vectors.search(query_vector, depth, only)
-        return proposed(self._by_id(words), self._by_id(vectors), limit, depth)
+        return _proposed(words, vectors, self._row_ids.__getitem__, limit, depth)
 
     def flaws(self, changes: Iterable[Change]) -> Flaws:
         """Compare the view with all there is: the newest change of every group."""
@@ -270,13 +271,6 @@ class View:
         held = self._vectors.vectors(_labels([label]))
         return bool(np.allclose(held, unit(vector[np.newaxis], self.dimension), atol=1e-6))
 
-    def _by_id(self, ranked: Ranked) -> list[tuple[str, float]]:
-        labels, scores = ranked
-        return [
-            (self._row_ids[label], score)
-            for label, score in zip(labels.tolist(), scores.tolist(), strict=True)
-        ]
-
     def _remove(self, group_ids: Iterable[str]) -> None:
         known = (self._groups[group] for group in group_ids if group in self._groups)
         labels = [label for group in known for label in group.labels]
@@ -342,17 +336,43 @@ def proposed(
     word, vector = dict(words), dict(vectors)
     ids = list(word | vector)
     labels = {row_id: label for label, row_id in enumerate(ids)}
-    fused = fuse(_ranked(words, labels), _ranked(vectors, labels), depth=depth)
-    scores = {
-        ids[label]: score for label, score in zip(*map(np.ndarray.tolist, fused), strict=True)
-    }
-    best = sorted(ids, key=lambda row_id: (round(-scores[row_id], _TIE_PLACES), row_id))
-    return [
-        Candidate(row_id, scores[row_id], vector.get(row_id, 0.0), word.get(row_id, 0.0))
-        for row_id in best[: max(limit, 0)]
-    ]
+    lists = _ranked(word, labels), _ranked(vector, labels)
+    return _proposed(*lists, ids.__getitem__, limit, depth)
 
 
-def _ranked(scored: Sequence[tuple[str, float]], labels: Mapping[str, int]) -> Ranked:
-    ids = np.array([labels[row_id] for row_id, _ in scored], dtype=np.int64)
-    return ids, np.array([score for _, score in scored], dtype=np.float64)
+def _proposed(
+    words: Ranked, vectors: Ranked, row_id: Callable[[int], str], limit: int, depth: int
+) -> list[Candidate]:
+    labels, scores = fuse(words, vectors, depth=depth)
+    if limit <= 0 or len(labels) == 0:
+        return []
+    places = np.round(-scores, _TIE_PLACES)
+    # Beyond the limit only those that tie with the last: of no others an object is made.
+    most = len(labels)
+    if limit < most:
+        most = int(places.searchsorted(places[limit - 1], side="right"))
+    chosen = labels[:most].tolist()
+    rows = zip(
+        places[:most].tolist(),
+        map(row_id, chosen),
+        scores[:most].tolist(),
+        _scores_of(vectors, labels, chosen),
+        _scores_of(words, labels, chosen),
+        strict=True,
+    )
+    return [Candidate(*row[1:]) for row in sorted(rows)[:limit]]
+
+
+def _scores_of(ranked: Ranked, labels: Labels, chosen: list[int]) -> list[float]:
+    """Return the scores that one list gives the first of the fused, 0 where it lacks them."""
+    if ranked[0] is labels:  # the only list that has any
+        scores: list[float] = ranked[1][: len(chosen)].tolist()
+        return scores
+    of_label = dict(zip(ranked[0].tolist(), ranked[1].tolist(), strict=True))
+    return [of_label.get(label, 0.0) for label in chosen]
+
+
+def _ranked(scored: Mapping[str, float], labels: Mapping[str, int]) -> Ranked:
+    """Return scores by row id as a list by label, highest first, whatever their order was."""
+    ids = np.array([labels[row_id] for row_id in scored], dtype=np.int64)
+    return best(ids, np.array(list(scored.values()), dtype=np.float64), len(ids))

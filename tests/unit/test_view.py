@@ -116,6 +116,21 @@ def test_equal_rows_come_in_the_order_of_their_ids(exact_max_bytes: int) -> None
         assert found == ids
 
 
+@pytest.mark.parametrize("text", ["", "plum"])
+def test_fewer_are_the_first_of_more(text: str) -> None:
+    """Whatever the limit, the rows are the first of those of a greater one, ties at its end too."""
+    rows = tuple(_row(f"r{place:03}", "plum", seed=place % 40) for place in range(150, 0, -1))
+    view = _view(_EXACT, Change("g", 1, rows))
+    whole = view.search(text, _QUERY, 150)
+    assert _ids(whole) == [
+        one.row_id for one in sorted(whole, key=lambda one: (-round(one.score, 6), one.row_id))
+    ]
+    for limit in range(1, 150, 7):
+        few = view.search(text, _QUERY, limit)
+        assert _ids(few) == _ids(whole)[:limit]
+        assert [one.score for one in few] == [one.score for one in whole[:limit]]
+
+
 @_BOTH
 def test_a_stale_change_does_not_bring_a_group_back(exact_max_bytes: int) -> None:
     """After a group is gone, an older change of it has no effect."""
