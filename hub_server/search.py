@@ -82,6 +82,11 @@ class Search:
         """Return the tokens of texts. Raises OVERLOADED."""
         return await self._workers.run(lambda: self._embedder.count_tokens(texts))
 
+    @property
+    def window(self) -> int | None:
+        """How many tokens of a text that model reads; None = no limit is known."""
+        return self._embedder.window
+
     async def embed(self, text: str) -> NDArray[np.float32]:
         """Return the vector of a text, shape (dimension,). Raises OVERLOADED and UNAVAILABLE."""
         try:

@@ -1742,9 +1742,9 @@ class KnowledgeClient:
     def update_document(
         self, request: UpdateDocumentRequest, *, timeout: float | None = None
     ) -> UpdateDocumentResponse:
-        """Changes a document. Another text, title or source is split and embedded anew in
-        the background; until that is done searches find what they found before, and
-        from then on the new.
+        """Changes a document. Another text, title, source or chunking is split and
+        embedded anew in the background; until that is done searches find what they
+        found before, and from then on the new.
 
         Errors include: NOT_FOUND, ETAG_MISMATCH.
         """
@@ -1952,9 +1952,9 @@ class AsyncKnowledgeClient:
     async def update_document(
         self, request: UpdateDocumentRequest, *, timeout: float | None = None
     ) -> UpdateDocumentResponse:
-        """Changes a document. Another text, title or source is split and embedded anew in
-        the background; until that is done searches find what they found before, and
-        from then on the new.
+        """Changes a document. Another text, title, source or chunking is split and
+        embedded anew in the background; until that is done searches find what they
+        found before, and from then on the new.
 
         Errors include: NOT_FOUND, ETAG_MISMATCH.
         """

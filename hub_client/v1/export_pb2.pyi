@@ -3,10 +3,12 @@
 isort:skip_file
 A user with all that is his, as one hub tells it and another takes it in."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from hub_client.v1 import chat_pb2 as _chat_pb2
 from hub_client.v1 import knowledge_pb2 as _knowledge_pb2
 from hub_client.v1 import memory_pb2 as _memory_pb2
@@ -871,6 +873,8 @@ class ExportedDocument(_message.Message):
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     DELETED_AT_FIELD_NUMBER: _builtins.int
     OWN_MODEL_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    OVERLAP_TOKENS_FIELD_NUMBER: _builtins.int
     document_id: _builtins.str
     """The document's id. Required."""
     title: _builtins.str
@@ -901,6 +905,12 @@ class ExportedDocument(_message.Message):
     """The model of its chunks' vectors, where callers made them, at most 200
     characters. Empty = the hub does.
     """
+    max_tokens: _builtins.int
+    """How it is cut into chunks: the size of one at most, in tokens, 32 to 2,048.
+    Required.
+    """
+    overlap_tokens: _builtins.int
+    """How many tokens of the chunk before a chunk repeats at most, up to 1,024."""
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
         """What is kept beside the document, at most 64 KiB."""
@@ -937,10 +947,12 @@ class ExportedDocument(_message.Message):
         updated_at: _timestamp_pb2.Timestamp | None = ...,
         deleted_at: _timestamp_pb2.Timestamp | None = ...,
         own_model: _builtins.str = ...,
+        max_tokens: _builtins.int = ...,
+        overlap_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deleted_at", b"deleted_at", "metadata", b"metadata", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "chunk_count", b"chunk_count", "chunks_done", b"chunks_done", "chunks_total", b"chunks_total", "content_hash", b"content_hash", "created_at", b"created_at", "deleted_at", b"deleted_at", "document_id", b"document_id", "error", b"error", "metadata", b"metadata", "own_model", b"own_model", "revision", b"revision", "source_url", b"source_url", "status", b"status", "text", b"text", "title", b"title", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "chunk_count", b"chunk_count", "chunks_done", b"chunks_done", "chunks_total", b"chunks_total", "content_hash", b"content_hash", "created_at", b"created_at", "deleted_at", b"deleted_at", "document_id", b"document_id", "error", b"error", "max_tokens", b"max_tokens", "metadata", b"metadata", "overlap_tokens", b"overlap_tokens", "own_model", b"own_model", "revision", b"revision", "source_url", b"source_url", "status", b"status", "text", b"text", "title", b"title", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -963,6 +975,9 @@ class ExportedChunk(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    HEADING_PATH_FIELD_NUMBER: _builtins.int
+    START_CHAR_FIELD_NUMBER: _builtins.int
+    END_CHAR_FIELD_NUMBER: _builtins.int
     chunk_id: _builtins.str
     """The chunk's id. Required."""
     document_id: _builtins.str
@@ -979,6 +994,12 @@ class ExportedChunk(_message.Message):
     """Its vector: float32, little-endian, at most 4,096 numbers. Required."""
     embedding_model: _builtins.str
     """The model that made the vector, at most 200 characters. Required."""
+    start_char: _builtins.int
+    """Where it begins in the document's text, in Unicode code points. Absent = not
+    known.
+    """
+    end_char: _builtins.int
+    """Where it ends: the place after its last code point. Absent = not known."""
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
         """What is kept beside the chunk, at most 64 KiB."""
@@ -990,6 +1011,12 @@ class ExportedChunk(_message.Message):
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When it was last changed. Required."""
+
+    @_builtins.property
+    def heading_path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The headings it stands below, from the outermost to the innermost: at most 6 of
+        at most 200 characters.
+        """
 
     def __init__(
         self,
@@ -1005,12 +1032,22 @@ class ExportedChunk(_message.Message):
         metadata: _struct_pb2.Struct | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        heading_path: _abc.Iterable[_builtins.str] | None = ...,
+        start_char: _builtins.int | None = ...,
+        end_char: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "metadata", b"metadata", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end_char", b"_end_char", "_start_char", b"_start_char", "created_at", b"created_at", "end_char", b"end_char", "metadata", b"metadata", "start_char", b"start_char", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "chunk_index", b"chunk_index", "content", b"content", "created_at", b"created_at", "document_id", b"document_id", "embedding", b"embedding", "embedding_model", b"embedding_model", "metadata", b"metadata", "revision", b"revision", "token_count", b"token_count", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_char", b"_end_char", "_start_char", b"_start_char", "chunk_id", b"chunk_id", "chunk_index", b"chunk_index", "content", b"content", "created_at", b"created_at", "document_id", b"document_id", "embedding", b"embedding", "embedding_model", b"embedding_model", "end_char", b"end_char", "heading_path", b"heading_path", "metadata", b"metadata", "revision", b"revision", "start_char", b"start_char", "token_count", b"token_count", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__end_char: _TypeAlias = _typing.Literal["end_char"]  # noqa: Y015
+    _WhichOneofArgType__end_char: _TypeAlias = _typing.Literal["_end_char", b"_end_char"]  # noqa: Y015
+    _WhichOneofReturnType__start_char: _TypeAlias = _typing.Literal["start_char"]  # noqa: Y015
+    _WhichOneofArgType__start_char: _TypeAlias = _typing.Literal["_start_char", b"_start_char"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__end_char) -> _WhichOneofReturnType__end_char | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__start_char) -> _WhichOneofReturnType__start_char | None: ...
 
 Global___ExportedChunk: _TypeAlias = ExportedChunk  # noqa: Y015
 

@@ -156,6 +156,7 @@ class Document(_message.Message):
     DELETED_AT_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
+    CHUNKING_FIELD_NUMBER: _builtins.int
     document_id: _builtins.str
     """The document's id: a UUIDv7 made by the hub."""
     user_id: _builtins.str
@@ -200,6 +201,10 @@ class Document(_message.Message):
     def deleted_at(self) -> _timestamp_pb2.Timestamp:
         """When it was deleted. Absent = it is not."""
 
+    @_builtins.property
+    def chunking(self) -> Global___Chunking:
+        """How it is cut into chunks."""
+
     def __init__(
         self,
         *,
@@ -219,14 +224,51 @@ class Document(_message.Message):
         deleted_at: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         embedding_model: _builtins.str = ...,
+        chunking: Global___Chunking | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deleted_at", b"deleted_at", "metadata", b"metadata", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunking", b"chunking", "created_at", b"created_at", "deleted_at", b"deleted_at", "metadata", b"metadata", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "chunk_count", b"chunk_count", "chunks_done", b"chunks_done", "chunks_total", b"chunks_total", "created_at", b"created_at", "deleted_at", b"deleted_at", "document_id", b"document_id", "embedding_model", b"embedding_model", "error", b"error", "etag", b"etag", "metadata", b"metadata", "source_url", b"source_url", "status", b"status", "title", b"title", "updated_at", b"updated_at", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "chunk_count", b"chunk_count", "chunking", b"chunking", "chunks_done", b"chunks_done", "chunks_total", b"chunks_total", "created_at", b"created_at", "deleted_at", b"deleted_at", "document_id", b"document_id", "embedding_model", b"embedding_model", "error", b"error", "etag", b"etag", "metadata", b"metadata", "source_url", b"source_url", "status", b"status", "title", b"title", "updated_at", b"updated_at", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Document: _TypeAlias = Document  # noqa: Y015
+
+@_typing.final
+class Chunking(_message.Message):
+    """How a document is cut into chunks: at its Markdown headings, whatever the size,
+    and within their sections at paragraphs, sentences and words. Sections of less
+    than an eighth of `max_tokens`, and headings with nothing beneath them, are taken
+    together with what follows them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    OVERLAP_TOKENS_FIELD_NUMBER: _builtins.int
+    max_tokens: _builtins.int
+    """The size of a chunk at most, in tokens of the embedding model: 32 to 2,048, and
+    no more than the model reads (minilm 254; a server may cut what it is sent).
+    0 = 200.
+    """
+    overlap_tokens: _builtins.int
+    """How much of the end of the chunk before a chunk repeats, at most, in tokens:
+    up to half of `max_tokens`. Whole sentences or words of the same section, so it
+    may be less. 0 = nothing.
+    """
+    def __init__(
+        self,
+        *,
+        max_tokens: _builtins.int = ...,
+        overlap_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tokens", b"max_tokens", "overlap_tokens", b"overlap_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Chunking: _TypeAlias = Chunking  # noqa: Y015
 
 @_typing.final
 class Retrieval(_message.Message):
@@ -297,6 +339,9 @@ class Chunk(_message.Message):
     CONTENT_FIELD_NUMBER: _builtins.int
     TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    HEADING_PATH_FIELD_NUMBER: _builtins.int
+    START_CHAR_FIELD_NUMBER: _builtins.int
+    END_CHAR_FIELD_NUMBER: _builtins.int
     chunk_id: _builtins.str
     """The chunk's id: a UUIDv7 made by the hub."""
     document_id: _builtins.str
@@ -306,13 +351,27 @@ class Chunk(_message.Message):
     chunk_index: _builtins.int
     """Its place in the document: 0, 1, 2 …"""
     content: _builtins.str
-    """The passage."""
+    """The passage: the document's text from `start_char` to `end_char`."""
     token_count: _builtins.int
     """Its size in tokens of the embedding model, or as AddChunks was told."""
+    start_char: _builtins.int
+    """Where it begins in the document's text, in Unicode code points. Absent = not
+    known: AddChunks brought it, or it is from before hubs kept this.
+    """
+    end_char: _builtins.int
+    """Where it ends: the place after its last code point. Absent as `start_char`."""
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
         """`source` (the document's source_url), `chunk_index` and `document_title`;
         beside them what AddChunks was given.
+        """
+
+    @_builtins.property
+    def heading_path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The Markdown headings that it stands below, from the outermost to the
+        innermost, without their marks, each cut to 200 characters. Of a chunk of
+        several small sections, the headings above all of them. Empty = it stands below
+        none.
         """
 
     def __init__(
@@ -325,12 +384,22 @@ class Chunk(_message.Message):
         content: _builtins.str = ...,
         token_count: _builtins.int = ...,
         metadata: _struct_pb2.Struct | None = ...,
+        heading_path: _abc.Iterable[_builtins.str] | None = ...,
+        start_char: _builtins.int | None = ...,
+        end_char: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end_char", b"_end_char", "_start_char", b"_start_char", "end_char", b"end_char", "metadata", b"metadata", "start_char", b"start_char"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "chunk_index", b"chunk_index", "content", b"content", "document_id", b"document_id", "document_title", b"document_title", "metadata", b"metadata", "token_count", b"token_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_char", b"_end_char", "_start_char", b"_start_char", "chunk_id", b"chunk_id", "chunk_index", b"chunk_index", "content", b"content", "document_id", b"document_id", "document_title", b"document_title", "end_char", b"end_char", "heading_path", b"heading_path", "metadata", b"metadata", "start_char", b"start_char", "token_count", b"token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__end_char: _TypeAlias = _typing.Literal["end_char"]  # noqa: Y015
+    _WhichOneofArgType__end_char: _TypeAlias = _typing.Literal["_end_char", b"_end_char"]  # noqa: Y015
+    _WhichOneofReturnType__start_char: _TypeAlias = _typing.Literal["start_char"]  # noqa: Y015
+    _WhichOneofArgType__start_char: _TypeAlias = _typing.Literal["_start_char", b"_start_char"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__end_char) -> _WhichOneofReturnType__end_char | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__start_char) -> _WhichOneofReturnType__start_char | None: ...
 
 Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
 
@@ -390,6 +459,7 @@ class IngestDocumentRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ALLOW_DUPLICATE_FIELD_NUMBER: _builtins.int
+    CHUNKING_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user. A user token may leave it out, and may only name its own."""
     title: _builtins.str
@@ -410,6 +480,12 @@ class IngestDocumentRequest(_message.Message):
     def metadata(self) -> _struct_pb2.Struct:
         """What to keep beside the document, at most 64 KiB."""
 
+    @_builtins.property
+    def chunking(self) -> Global___Chunking:
+        """How to cut it into chunks. A document that is returned because the user has
+        the text already stays cut as it is.
+        """
+
     def __init__(
         self,
         *,
@@ -421,10 +497,11 @@ class IngestDocumentRequest(_message.Message):
         metadata: _struct_pb2.Struct | None = ...,
         request_id: _builtins.str = ...,
         allow_duplicate: _builtins.bool = ...,
+        chunking: Global___Chunking | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunking", b"chunking", "metadata", b"metadata"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_duplicate", b"allow_duplicate", "author", b"author", "metadata", b"metadata", "request_id", b"request_id", "source_url", b"source_url", "text", b"text", "title", b"title", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_duplicate", b"allow_duplicate", "author", b"author", "chunking", b"chunking", "metadata", b"metadata", "request_id", b"request_id", "source_url", b"source_url", "text", b"text", "title", b"title", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -942,6 +1019,7 @@ class UpdateDocumentRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    CHUNKING_FIELD_NUMBER: _builtins.int
     document_id: _builtins.str
     """The document. Required."""
     title: _builtins.str
@@ -963,8 +1041,12 @@ class UpdateDocumentRequest(_message.Message):
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Which of these to change: absent = those that are not empty, `*` = all. Title
-        and text cannot be made empty.
+        and text cannot be made empty; `chunking` is changed as a whole.
         """
+
+    @_builtins.property
+    def chunking(self) -> Global___Chunking:
+        """How to cut it into chunks."""
 
     def __init__(
         self,
@@ -977,10 +1059,11 @@ class UpdateDocumentRequest(_message.Message):
         metadata: _struct_pb2.Struct | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
         etag: _builtins.str = ...,
+        chunking: Global___Chunking | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "update_mask", b"update_mask"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunking", b"chunking", "metadata", b"metadata", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "document_id", b"document_id", "etag", b"etag", "metadata", b"metadata", "source_url", b"source_url", "text", b"text", "title", b"title", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "chunking", b"chunking", "document_id", b"document_id", "etag", b"etag", "metadata", b"metadata", "source_url", b"source_url", "text", b"text", "title", b"title", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -189,9 +189,9 @@ class KnowledgeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateDocument(self, request, context):
-        """Changes a document. Another text, title or source is split and embedded anew in
-        the background; until that is done searches find what they found before, and
-        from then on the new.
+        """Changes a document. Another text, title, source or chunking is split and
+        embedded anew in the background; until that is done searches find what they
+        found before, and from then on the new.
 
         Errors include: NOT_FOUND, ETAG_MISMATCH.
         """

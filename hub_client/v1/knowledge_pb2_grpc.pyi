@@ -79,9 +79,9 @@ class KnowledgeServiceStub:
     Errors include: NOT_FOUND.
     """
     UpdateDocument: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.UpdateDocumentRequest, _knowledge_pb2.UpdateDocumentResponse]
-    """Changes a document. Another text, title or source is split and embedded anew in
-    the background; until that is done searches find what they found before, and
-    from then on the new.
+    """Changes a document. Another text, title, source or chunking is split and
+    embedded anew in the background; until that is done searches find what they
+    found before, and from then on the new.
 
     Errors include: NOT_FOUND, ETAG_MISMATCH.
     """
@@ -191,9 +191,9 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     Errors include: NOT_FOUND.
     """
     UpdateDocument: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.UpdateDocumentRequest, _knowledge_pb2.UpdateDocumentResponse]  # type: ignore[assignment]
-    """Changes a document. Another text, title or source is split and embedded anew in
-    the background; until that is done searches find what they found before, and
-    from then on the new.
+    """Changes a document. Another text, title, source or chunking is split and
+    embedded anew in the background; until that is done searches find what they
+    found before, and from then on the new.
 
     Errors include: NOT_FOUND, ETAG_MISMATCH.
     """
@@ -342,9 +342,9 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _knowledge_pb2.UpdateDocumentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_knowledge_pb2.UpdateDocumentResponse, _abc.Awaitable[_knowledge_pb2.UpdateDocumentResponse]]:
-        """Changes a document. Another text, title or source is split and embedded anew in
-        the background; until that is done searches find what they found before, and
-        from then on the new.
+        """Changes a document. Another text, title, source or chunking is split and
+        embedded anew in the background; until that is done searches find what they
+        found before, and from then on the new.
 
         Errors include: NOT_FOUND, ETAG_MISMATCH.
         """

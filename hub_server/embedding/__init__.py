@@ -54,6 +54,9 @@ class Embedder(Protocol):
     dimension: int
     """Length of a vector."""
 
+    window: int | None
+    """How many tokens of a text it reads; None = all, or as many as only a server knows."""
+
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return one vector per text: shape (len(texts), dimension), rows of length 1.
 

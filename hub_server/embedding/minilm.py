@@ -32,6 +32,7 @@ class MiniLm:
 
     model: str = "minilm-l6-v2-int8"
     dimension: int = 384
+    window: int | None = _MAX_TOKENS - 2  # without [CLS] and [SEP]
 
     def __init__(self, threads: int = 1) -> None:
         """Load the model. `threads` compute within one run; 0 = one per core.

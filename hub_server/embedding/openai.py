@@ -75,6 +75,7 @@ class OpenAi:
     ) -> None:
         """Ask the server for one vector, to learn their length. Raises EmbeddingError."""
         self.model: str = f"openai:{remote.model}"
+        self.window: int | None = None  # each server has its own, and does not tell
         self._remote = remote
         self._endpoint = Endpoint(remote.url, key)
         self._closed = threading.Event()

@@ -21,6 +21,7 @@ class WordLlama256:
 
     model: str = "wordllama-l2-256"
     dimension: int = 256
+    window: int | None = None
 
     def __init__(self) -> None:
         """Load the weights from the installed package; never from the network."""

@@ -24,6 +24,8 @@ from hub_server.database import Database
 from hub_server.embedding import Embedder, EmbeddingError, TextRefusedError
 from hub_server.errors import HubError
 from hub_server.jobs import splitting
+from hub_server.jobs.splitting import Piece
+from hub_server.knowledge.chunking import Chunking, chunking_of, embedded
 from hub_server.knowledge.repository import KnowledgeRepository, claim_document
 from hub_server.knowledge.service import KIND
 from hub_server.rows import Row
@@ -38,8 +40,6 @@ _POLL_SECONDS: Final = 2.0
 _RELEASE_SECONDS: Final = 2.0
 _PAUSE_SECONDS: Final = 2.0  # before a server of embeddings that is away is asked again
 _MOST_ATTEMPTS: Final = 5
-# As much of a title as a chunk is embedded with: a longer one would leave no room for the chunk.
-_TITLE_CHARS: Final = 120
 
 _Rows = list[dict[str, Any]]
 
@@ -117,23 +117,27 @@ class Ingestion:
         if attempt.number - document["first_attempt"] >= _MOST_ATTEMPTS:
             await attempt.fail(f"gave up after {_MOST_ATTEMPTS} attempts")
             return
-        pieces = await self._split(attempt, document["text"])
+        pieces = await self._split(attempt, document["text"], chunking_of(document))
         if pieces == []:
             await attempt.fail("the document holds no text")
         elif pieces is not None:
             await self._write(attempt, document, pieces)
 
-    async def _split(self, attempt: "_Attempt", text: str) -> list[str] | None:
+    async def _split(
+        self, attempt: "_Attempt", text: str, chunking: Chunking
+    ) -> list[Piece] | None:
         """Return the pieces of a text; None = the claim was lost."""
-        pieces: list[str] = []
-        for place, block in enumerate(splitting.blocks(text)):
-            if place > 0 and not await attempt.extend():
+        # A hub that was restarted with another model may have one that reads less.
+        chunking = chunking.within(self._embedder.window)
+        pieces: list[Piece] = []
+        blocks = splitting.pieces(text, self._embedder.count_tokens, chunking)
+        while (block := await self._threads.run(partial(next, blocks, None))) is not None:
+            pieces += block
+            if not await attempt.extend():
                 return None
-            split = partial(splitting.pieces, block, self._embedder.count_tokens)
-            pieces += await self._threads.run(split)
         return pieces
 
-    async def _write(self, attempt: "_Attempt", document: Row, pieces: Sequence[str]) -> None:
+    async def _write(self, attempt: "_Attempt", document: Row, pieces: Sequence[Piece]) -> None:
         model = self._embedder.model
         done = await attempt.resume(document, pieces, model)
         for start in range(done, len(pieces), _BATCH):
@@ -160,15 +164,22 @@ class Ingestion:
                 if not await attempt.outwait(error.retry_after or _PAUSE_SECONDS):
                     return None
 
-    def _embed(self, document: Row, start: int, batch: Sequence[str]) -> _Rows:
-        """Return the chunks of a batch as rows; a chunk is embedded together with its title."""
-        title = document["title"][:_TITLE_CHARS]
-        vectors = self._embedder.embed([f"{title}\n{piece}" for piece in batch])
-        counts = self._embedder.count_tokens(batch)
+    def _embed(self, document: Row, start: int, batch: Sequence[Piece]) -> _Rows:
+        """Return the chunks of a batch as rows."""
+        counts = self._embedder.count_tokens([piece.content for piece in batch])
+        vectors = self._embedder.embed(
+            [
+                embedded(self._embedder, document["title"], piece.path, piece.content, size)
+                for piece, size in zip(batch, counts, strict=True)
+            ]
+        )
         return [
             {
                 "chunk_index": start + place,
-                "content": piece,
+                "content": piece.content,
+                "heading_path": list(piece.path),
+                "start_char": piece.start,
+                "end_char": piece.end,
                 "token_count": counts[place],
                 "embedding": vectors[place].astype("<f4").tobytes(),
                 "metadata": {
@@ -227,7 +238,7 @@ class _Attempt:
                 repository = self._repository(connection)
                 await repository.set_claimed(self.document_id, self.number, lease_expires_at=None)
 
-    async def resume(self, document: Row, pieces: Sequence[str], model: str) -> int:
+    async def resume(self, document: Row, pieces: Sequence[Piece], model: str) -> int:
         """Return how many pieces earlier attempts have written.
 
         What they wrote in another way (another model, other pieces) is dropped.
@@ -239,7 +250,7 @@ class _Attempt:
             if await repository.claimed(self.document_id, self.number) is None:
                 return len(pieces)
             written = await repository.chunks_so_far(self.document_id, document["revision"] + 1)
-            if written == [(piece, model) for piece in pieces[: len(written)]]:
+            if written == [(piece.start, piece.content, model) for piece in pieces[: len(written)]]:
                 return len(written)
             await repository.drop_chunks(self.document_id, shown=False)
             return 0

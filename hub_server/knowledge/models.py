@@ -1,7 +1,7 @@
 """Tables of knowledge: what is known, and which of it was shown to whom."""
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from hub_server.database import identifier, tenant_table, timestamp
 
@@ -18,6 +18,9 @@ documents = tenant_table(
     sa.Column("content_hash", sa.LargeBinary, nullable=False),  # SHA-256 of the text
     sa.Column("chunk_count", sa.Integer, nullable=False, server_default="0"),
     sa.Column("metadata", JSONB, nullable=False, server_default=sa.text("'{}'")),
+    # How it is cut into chunks.
+    sa.Column("max_tokens", sa.Integer, nullable=False, server_default="200"),
+    sa.Column("overlap_tokens", sa.Integer, nullable=False, server_default="0"),
     # The seq in its user's knowledge space at which searches last had to learn of a change; all
     # chunks of a document come and go with it. NULL = searches never saw it.
     sa.Column("space_seq", sa.BigInteger),
@@ -52,6 +55,10 @@ chunks = tenant_table(
     sa.Column("revision", sa.Integer, nullable=False, server_default="1"),
     sa.Column("chunk_index", sa.Integer, nullable=False),
     sa.Column("content", sa.Text, nullable=False),
+    sa.Column("heading_path", ARRAY(sa.Text), nullable=False, server_default="{}"),
+    # Where in the document's text it stands, in characters. NULL = not known.
+    sa.Column("start_char", sa.Integer),
+    sa.Column("end_char", sa.Integer),
     sa.Column("token_count", sa.Integer, nullable=False),
     sa.Column("embedding", sa.LargeBinary, nullable=False),  # float32, little-endian
     sa.Column("embedding_model", sa.Text, nullable=False),

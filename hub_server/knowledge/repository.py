@@ -13,6 +13,7 @@ from hub_server.chat.models import chat_sessions
 from hub_server.database import any_id
 from hub_server.identity.models import users
 from hub_server.ids import new_id
+from hub_server.knowledge.chunking import headed
 from hub_server.knowledge.models import chunks, documents, retrievals
 from hub_server.paging import Page
 from hub_server.retrieval.view import Change, IndexedRow
@@ -29,6 +30,8 @@ _DOCUMENT: Final = (
     documents.c.error,
     documents.c.chunk_count,
     documents.c.metadata,
+    documents.c.max_tokens,
+    documents.c.overlap_tokens,
     documents.c.chunks_done,
     documents.c.chunks_total,
     documents.c.revision,
@@ -44,6 +47,9 @@ _CHUNK: Final = (
     chunks.c.metadata["document_title"].astext.label("document_title"),
     chunks.c.chunk_index,
     chunks.c.content,
+    chunks.c.heading_path,
+    chunks.c.start_char,
+    chunks.c.end_char,
     chunks.c.token_count,
     chunks.c.metadata,
 )
@@ -286,6 +292,7 @@ class KnowledgeRepository:
             changed.c.space_seq,
             chunks.c.metadata["document_title"].astext.label("title"),
             chunks.c.chunk_id,
+            chunks.c.heading_path,
             chunks.c.content,
             chunks.c.embedding,
             chunks.c.embedding_model,
@@ -368,6 +375,8 @@ class KnowledgeRepository:
                 documents.c.title,
                 documents.c.text,
                 documents.c.source_url,
+                documents.c.max_tokens,
+                documents.c.overlap_tokens,
                 documents.c.revision,
                 documents.c.first_attempt,
             )
@@ -393,10 +402,12 @@ class KnowledgeRepository:
         until = sa.func.clock_timestamp() + lease
         return await self.set_claimed(document_id, attempt, lease_expires_at=until, **values)
 
-    async def chunks_so_far(self, document_id: str, revision: int) -> Sequence[tuple[str, str]]:
-        """Return content and embedding model of the chunks that earlier attempts wrote."""
+    async def chunks_so_far(
+        self, document_id: str, revision: int
+    ) -> Sequence[tuple[int | None, str, str]]:
+        """Return place, content and embedding model of the chunks that earlier attempts wrote."""
         query = (
-            sa.select(chunks.c.content, chunks.c.embedding_model)
+            sa.select(chunks.c.start_char, chunks.c.content, chunks.c.embedding_model)
             .where(
                 chunks.c.tenant_id == self._tenant_id,
                 chunks.c.document_id == document_id,
@@ -404,7 +415,7 @@ class KnowledgeRepository:
             )
             .order_by(chunks.c.chunk_index)
         )
-        return [(row.content, row.embedding_model) for row in await self._connection.execute(query)]
+        return [tuple(row) for row in await self._connection.execute(query)]
 
     async def drop_chunks(self, document_id: str, *, shown: bool) -> None:
         """Remove the chunks of a document that searches find, or those that they do not (yet)."""
@@ -467,4 +478,5 @@ def _chunks_before() -> sa.ColumnElement[int]:
 def _indexed(row: Any, model: str) -> IndexedRow:
     """Return a chunk as its view takes it; a vector of another model is left out."""
     vector = bytes(row.embedding) if row.embedding_model == model else b""
-    return IndexedRow(row.chunk_id, f"{row.title}\n{row.content}", vector)
+    text = headed(row.title, row.heading_path, row.content)
+    return IndexedRow(row.chunk_id, text, vector)

@@ -16,6 +16,7 @@ from hub_server.caller import Caller
 from hub_server.database import Connection, Database
 from hub_server.errors import HubError, Reason
 from hub_server.idempotency import Claims, Retry
+from hub_server.knowledge.chunking import Chunking, chunking_of
 from hub_server.knowledge.repository import KnowledgeRepository
 from hub_server.knowledge.vectors import check_dimension
 from hub_server.paging import Page, split
@@ -75,8 +76,9 @@ class KnowledgeService:
     ) -> Row:
         """Store a document to be processed; unless allowed, no text a second time.
 
-        Raises NOT_FOUND, USER_DISABLED or REQUEST_ID_REUSED.
+        Raises NOT_FOUND, USER_DISABLED, REQUEST_ID_REUSED or INVALID_FIELD.
         """
+        self._check_chunking(values)
         content_hash = _hash_of(values["text"])
         async with self._database.transaction(caller) as connection:
             active_user(await spaces.state(connection, caller.tenant_id, user_id, KIND))
@@ -141,8 +143,9 @@ class KnowledgeService:
     ) -> Row:
         """Change a document; what its chunks are made of lets it be processed anew.
 
-        Raises NOT_FOUND, USER_DISABLED or ETAG_MISMATCH.
+        Raises NOT_FOUND, USER_DISABLED, ETAG_MISMATCH or INVALID_FIELD.
         """
+        self._check_chunking(values)
         changes = dict(values)
         if "text" in changes:
             changes["content_hash"] = _hash_of(changes["text"])
@@ -164,8 +167,9 @@ class KnowledgeService:
         self, connection: Connection, caller: Caller, document: Row, changes: Mapping[str, Any]
     ) -> Row:
         """Give another title or source to a document whose chunks have vectors of their own."""
-        if "text" in changes:
-            raise HubError.invalid("text", "must not be set: AddChunks brought the chunks")
+        for name, field in (("text", "text"), ("max_tokens", "chunking")):
+            if name in changes:
+                raise HubError.invalid(field, "must not be set: AddChunks brought the chunks")
         document_id, user_id = document["document_id"], document["user_id"]
         seq = await spaces.next_seq(connection, caller.tenant_id, user_id, KIND)
         repository = KnowledgeRepository(connection, caller.tenant_id)
@@ -211,6 +215,11 @@ class KnowledgeService:
         owned(caller, rows[0] if rows else None, "session")
         found = [row for row in rows if row["retrieval_id"] is not None]
         return split(found, page.size, lambda row: f"{row['retrieval_id']}|{row['rank']}")
+
+    def _check_chunking(self, values: Mapping[str, Any]) -> None:
+        if "max_tokens" in values:
+            chunking = Chunking(values["max_tokens"], values["overlap_tokens"])
+            chunking.check(self._search.window)
 
     async def _held(self, connection: Connection, caller: Caller, document_id: str) -> Row:
         """Return a document, deleted or not, that nobody else changes until the end."""
@@ -305,7 +314,9 @@ class KnowledgeService:
 def document_etag(document: Row) -> str:
     """Return the version of a document: 22 characters that change with what callers set."""
     names = ("title", "content_hash", "source_url", "author", "metadata", "deleted_at")
-    text = repr([document[name] for name in names])
+    chunking = chunking_of(document)
+    values = [document[name] for name in names]
+    text = repr([*values, chunking.max_tokens, chunking.overlap_tokens])
     return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()[:16])[:22].decode()
 
 
@@ -314,7 +325,7 @@ def _makes_other_chunks(document: Row, changes: Mapping[str, Any]) -> bool:
     made_of = {**changes, "content_hash": changes.get("content_hash", b"").hex()}
     if not made_of["content_hash"]:
         del made_of["content_hash"]
-    names = ("title", "source_url", "content_hash")
+    names = ("title", "source_url", "content_hash", "max_tokens", "overlap_tokens")
     return any(name in made_of and made_of[name] != document[name] for name in names)
 
 

@@ -18,6 +18,7 @@ from hub_server.convert import (
 )
 from hub_server.errors import HubError
 from hub_server.idempotency import retry_of
+from hub_server.knowledge.chunking import CHUNK_TOKENS, chunking_of
 from hub_server.knowledge.index import Indexes, Told
 from hub_server.knowledge.own_chunks import OwnChunk, OwnChunks, OwnVectors
 from hub_server.knowledge.service import Asked, KnowledgeService, document_etag
@@ -61,6 +62,7 @@ class KnowledgeServicer:
             "source_url": request.source_url,
             "author": request.author,
             "metadata": struct_from_pb("metadata", request.metadata),
+            **_chunking_from_pb(request.chunking),
         }
         user_id = caller.acting_for(request.user_id)
         document = await self._knowledge.ingest(
@@ -226,6 +228,7 @@ def _changes(request: pb.UpdateDocumentRequest) -> dict[str, Any]:
         "source_url": request.source_url,
         "author": request.author,
         "metadata": struct_from_pb("metadata", request.metadata),
+        "chunking": request.HasField("chunking"),
     }
     paths = list(request.update_mask.paths) or [name for name, value in given.items() if value]
     if paths == ["*"]:
@@ -235,7 +238,17 @@ def _changes(request: pb.UpdateDocumentRequest) -> dict[str, Any]:
     for name in ("title", "text"):
         if name in paths and not given[name]:
             raise HubError.invalid(name, "must not be empty")
-    return {name: given[name] for name in paths}
+    changes = {name: given[name] for name in paths if name != "chunking"}
+    if "chunking" in paths:
+        changes |= _chunking_from_pb(request.chunking)
+    return changes
+
+
+def _chunking_from_pb(chunking: pb.Chunking) -> dict[str, Any]:
+    return {
+        "max_tokens": chunking.max_tokens or CHUNK_TOKENS,
+        "overlap_tokens": chunking.overlap_tokens,
+    }
 
 
 def _own_chunks(request: pb.AddChunksRequest) -> OwnChunks:
@@ -276,6 +289,7 @@ def _vector(request: pb.SearchRequest) -> NDArray[np.float32] | None:
 
 
 def _document_to_pb(document: Row) -> pb.Document:
+    chunking = chunking_of(document)
     return pb.Document(
         document_id=document["document_id"],
         user_id=document["user_id"],
@@ -294,6 +308,9 @@ def _document_to_pb(document: Row) -> pb.Document:
         etag=document_etag(document),
         # Answers to retries may be older than this column.
         embedding_model=document.get("own_model", ""),
+        chunking=pb.Chunking(
+            max_tokens=chunking.max_tokens, overlap_tokens=chunking.overlap_tokens
+        ),
     )
 
 
@@ -306,6 +323,9 @@ def _chunk_to_pb(row: Row) -> pb.Chunk:
         content=row["content"],
         token_count=row["token_count"],
         metadata=struct_to_pb(row["metadata"]),
+        heading_path=row["heading_path"],
+        start_char=row["start_char"],
+        end_char=row["end_char"],
     )
 
 

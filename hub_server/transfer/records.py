@@ -29,6 +29,8 @@ def record_of(kind: str, row: Row) -> pb.ExportRecord:
 def _set(told: Any, field: FieldDescriptor, value: Any) -> None:
     if isinstance(value, dt.datetime):
         getattr(told, field.name).CopyFrom(timestamp_to_pb(value))
+    elif field.is_repeated:
+        getattr(told, field.name).extend(value)
     elif field.message_type is not None:
         struct = getattr(told, field.name)
         struct.SetInParent()  # nothing kept is not the same as an empty struct

@@ -22,6 +22,7 @@ from hub_client.v1 import (
     BatchRememberRequest,
     ChangePasswordRequest,
     CheckIndexRequest,
+    Chunking,
     ConfirmPasswordResetRequest,
     CreateApiKeyRequest,
     CreatePasswordResetRequest,
@@ -297,6 +298,7 @@ def _ingest(world: World) -> Message:
         source_url="https://example.org/milk",
         author="Ada",
         metadata=_metadata(),
+        chunking=Chunking(max_tokens=2048),
     )
 
 
@@ -419,7 +421,10 @@ _SAMPLES: Final[dict[str, Callable[[World], Message]]] = {
     "GetDocument": lambda world: GetDocumentRequest(document_id=world.document_id),
     "ListDocuments": lambda world: ListDocumentsRequest(user_id=world.user_id),
     "UpdateDocument": lambda world: UpdateDocumentRequest(
-        document_id=world.document_id, author="Ann", metadata=_metadata()
+        document_id=world.document_id,
+        author="Ann",
+        metadata=_metadata(),
+        chunking=Chunking(max_tokens=2048),
     ),
     "UndeleteDocument": lambda world: UndeleteDocumentRequest(document_id=world.document_id),
     "RetryDocument": lambda world: RetryDocumentRequest(document_id=world.document_id),

@@ -1,6 +1,7 @@
 """The life of documents: changed while searches go on, watched, tried again, deleted and back."""
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from hub_client import errors
 from hub_client.v1 import (
     Chunk,
+    Chunking,
     DeleteDocumentRequest,
     Document,
     DocumentStatus,
@@ -103,6 +105,72 @@ async def test_a_changed_text_takes_the_place_of_the_old_one_at_once(
         "SELECT count(*) FROM chunks WHERE document_id = %s", document.document_id
     )
     assert count == [(1,)]
+
+
+LEAVES = " ".join(f"Leaf {number} is picked and dried." for number in range(16))
+GUIDE = f"# Téa 茶\r\n\r\n## Green 🍵\r\n\r\n{LEAVES}\r\n\r\nBlack\r\n-----\r\n\r\n{LEAVES}"
+GREEN, BLACK = ["Téa 茶", "Green 🍵"], ["Téa 茶", "Black"]
+
+
+async def test_chunks_know_their_place_and_the_headings_above_them(
+    tenant: Tenant, user: User
+) -> None:
+    """In lists and in hits: characters of the text, not bytes; and they are found by a heading."""
+    small = Chunking(max_tokens=40, overlap_tokens=20)
+    document = await tenant.ingest(user, "Guide", GUIDE, chunking=small)
+    listed = await chunks(tenant, document)
+    assert [GUIDE[one.start_char : one.end_char] for one in listed] == [
+        one.content for one in listed
+    ]
+    paths = [list(one.heading_path) for one in listed]
+    assert paths == [GREEN] * paths.count(GREEN) + [BLACK] * paths.count(BLACK)
+    green = [one for one in listed if list(one.heading_path) == GREEN]
+    assert len(green) > 2
+    assert all(one.end_char > after.start_char for one, after in pairwise(green))
+    hits = await search(tenant, user, "black", mode=SearchMode.SEARCH_MODE_LEXICAL, top_k=100)
+    by_index = sorted((hit.chunk for hit in hits), key=lambda one: one.chunk_index)
+    assert by_index == [one for one in listed if one not in green]
+
+
+async def test_another_chunking_takes_the_place_of_the_old_one_at_once(
+    tenant: Tenant, user: User
+) -> None:
+    """Until then the chunks are as they were; whatever else changes later, it stays."""
+    document = await tenant.ingest(user, "Guide", GUIDE, chunking=Chunking(max_tokens=40))
+    before = await chunks(tenant, document)
+    request = UpdateDocumentRequest(document_id=document.document_id, chunking=Chunking())
+    lock = "SELECT 1 FROM spaces WHERE user_id = %s AND kind = 'knowledge' FOR UPDATE"
+    with held(tenant.hub, lock, user.user_id):
+        changed = (await tenant.client.knowledge.update_document(request)).document
+        await until(lambda: waiting_for_locks(tenant.hub) == 1)
+        assert await chunks(tenant, document) == before
+    assert (changed.chunking.max_tokens, changed.etag != document.etag) == (200, True)
+    await settled(tenant.client, document.document_id)
+    after = await chunks(tenant, document)
+    assert [list(one.heading_path) for one in after] == [GREEN, BLACK]
+    hits = await search(tenant, user, "leaf", top_k=100)
+    assert {hit.chunk.chunk_id for hit in hits} == {one.chunk_id for one in after}
+    await update(tenant, document, chunking=Chunking(max_tokens=40))
+    await update(tenant, document, title="Another")
+    again = await chunks(tenant, document)
+    assert [one.start_char for one in again] == [one.start_char for one in before]
+
+
+async def test_a_chunking_beyond_its_limits_is_refused(tenant: Tenant, user: User) -> None:
+    """Of a new document and of a change, with the field named; nothing is stored."""
+    document = await tenant.ingest(user, "Guide", GUIDE)
+    for wrong, field in (
+        (Chunking(max_tokens=31), "chunking.max_tokens"),
+        (Chunking(max_tokens=40, overlap_tokens=21), "chunking.overlap_tokens"),
+        (Chunking(overlap_tokens=101), "chunking.overlap_tokens"),
+    ):
+        with pytest.raises(errors.InvalidFieldError) as caught:
+            await tenant.ingest(user, "Other", "Text", chunking=wrong)
+        assert [name for name, _ in caught.value.violations] == [field]
+        with pytest.raises(errors.InvalidFieldError):
+            await update(tenant, document, chunking=wrong)
+    found = tenant.client.knowledge.list_documents(ListDocumentsRequest(user_id=user.user_id))
+    assert [one async for one in found] == [document]
 
 
 async def test_only_what_chunks_are_made_of_is_processed_anew(tenant: Tenant, user: User) -> None:

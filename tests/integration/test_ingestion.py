@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hub_server.caller import Caller
 from hub_server.database import Database
-from hub_server.embedding import MODELS, Embedder, load_embedder
+from hub_server.embedding import Embedder, load_embedder
 from hub_server.idempotency import Retry
 from hub_server.identity.access_repository import AccessRepository
 from hub_server.identity.repository import IdentityRepository
@@ -48,6 +46,7 @@ class Watched:
         self._embedder = embedder
         self.model = embedder.model
         self.dimension = embedder.dimension
+        self.window = embedder.window
         self.embedded: list[str] = []
         self.stop_at: str | None = None
         self.fail_at: str | None = None
@@ -390,7 +389,7 @@ async def test_a_large_document_keeps_its_lease_while_it_is_split(
     text = LARGE * 4
     document_id = await library.add(text)
     first, second = Watched(model), Watched(model)
-    first.seconds_per_block = 2 * SHORT.total_seconds() / len(list(splitting.blocks(text)))
+    first.seconds_per_block = 2 * SHORT.total_seconds() / (len(text) // splitting.BLOCK_CHARS)
     async with ingesting(library, first, SHORT):
         await until(lambda: library.sql("SELECT attempt FROM documents") == [1])
         async with ingesting(library, second, SHORT) as other:
@@ -426,39 +425,3 @@ async def test_what_is_finished_is_found(library: Library, model: Embedder) -> N
     hits = await library.service.search(library.caller, library.user_id, asked)
     assert "bird number 59." in hits[0].row["content"]
     assert hits[0].row["metadata"]["chunk_index"] >= library.indexes(document_id)[-2]
-
-
-TEXTS = st.text(st.sampled_from("ab é猫.\n #-`"), max_size=400)
-
-
-@pytest.fixture(scope="module", params=MODELS)
-def count(request: pytest.FixtureRequest) -> splitting.CountTokens:
-    """What counts the tokens of each model."""
-    return load_embedder(request.param).count_tokens
-
-
-@given(text=TEXTS)
-def test_splitting_loses_no_word(count: splitting.CountTokens, text: str) -> None:
-    """The pieces of a text, in order, hold all its characters but space."""
-    pieces = [piece for block in splitting.blocks(text) for piece in splitting.pieces(block, count)]
-    assert "".join("".join(pieces).split()) == "".join(text.split())
-    assert all(pieces)
-
-
-def test_pieces_fit_the_model(count: splitting.CountTokens) -> None:
-    """No piece of a text in words is larger than it may be, and few are much smaller."""
-    text = LARGE.replace("\n\n", " ")
-    pieces = splitting.pieces(text, count)
-    sizes = count(pieces)
-    assert max(sizes) <= splitting.CHUNK_TOKENS
-    assert np.median(sizes) > splitting.CHUNK_TOKENS / 2
-
-
-def test_blocks_end_where_a_paragraph_does() -> None:
-    """A text of many paragraphs is cut between two of them, and into parts of bounded size."""
-    parts = list(splitting.blocks(LARGE * 5))
-    assert "".join(parts) == LARGE * 5
-    assert max(map(len, parts)) <= splitting.BLOCK_CHARS
-    assert all(part.endswith("\n\n") for part in parts[:-1])
-    unbroken = "x" * (splitting.BLOCK_CHARS + 1)
-    assert list(splitting.blocks(unbroken)) == [unbroken[:-1], "x"]
