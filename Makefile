@@ -7,7 +7,8 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test lint format protos check-protos lock clean bench-echo bench-tenancy bench-cranfield bench-search \
-  bench-login bench-append campaign-isolation campaign-chat campaign-model
+  bench-login bench-append campaign-isolation campaign-chat campaign-model \
+  campaign-index campaign-freshness
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -76,6 +77,12 @@ campaign-chat: $(READY) ## Append 100,000 times amid 52 kills -9 and cut connect
 
 campaign-model: $(READY) ## Compare the hub with a model of chat in 40,000 random calls; minutes. SEED=n repeats one.
 	@CAMPAIGN_SEED=$(SEED) $(BIN)/pytest -s -m slow tests/integration/test_chat_model.py
+
+campaign-index: $(READY) ## Hold each engine of search to its promises for 1,200 random steps; minutes. SEED=n repeats one.
+	@CAMPAIGN_SEED=$(SEED) $(BIN)/pytest -s -m slow tests/integration/test_index_conformance.py
+
+campaign-freshness: $(READY) ## Write in one process, search in another, 10,000 times with each engine; minutes. SEED=n repeats one.
+	@CAMPAIGN_SEED=$(SEED) $(BIN)/pytest -s -m slow tests/e2e/test_freshness.py
 
 clean: ## Remove what make made. The data in .hub stays.
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
