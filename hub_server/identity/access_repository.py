@@ -107,6 +107,7 @@ noted AS (
            CASE WHEN count(entered.user_id) > 0 THEN 'success' ELSE 'failure' END,
            :actor_id, NULL, 'user', coalesce(:user_id ::text, ''), clock_timestamp()
     FROM entered
+    HAVING count(entered.user_id) > 0 OR NOT :may_retry
 )
 SELECT * FROM entered
 """)

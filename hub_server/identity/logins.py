@@ -67,14 +67,20 @@ class Logins:
         """Exchange email and password for tokens; return them and the user. Raises LOGIN_FAILED.
 
         Whatever is wrong, it takes two statements and one hash, so that time tells nothing of the
-        cause. Only a replaced hash, after a login that succeeded, costs more.
+        cause. Only a hash that is outdated costs more, and who knows its password alone is told.
         """
         caller = caller or await self._default_tenant()
         key = _key_or_nobody(email)
         row = await self._charge(caller, key)
         stored = None if row["is_throttled"] else row["password_hash"]
         fits = await self._passwords.verify(password, stored)
-        tokens, user = await self._settle(caller, key, row, fits=fits)
+        may_retry = fits and self._passwords.is_outdated(row["password_hash"])
+        tokens, user = await self._settle(caller, key, row, fits=fits, may_retry=may_retry)
+        if user is None and may_retry:
+            # Perhaps another login has replaced that hash by now, by one of the same password.
+            row = await self._reread(caller, row)
+            fits = await self._passwords.verify(password, row["password_hash"])
+            tokens, user = await self._settle(caller, key, row, fits=fits, may_retry=False)
         if user is None:
             raise _refused(row)
         if self._passwords.is_outdated(row["password_hash"]):
@@ -213,6 +219,12 @@ class Logins:
             raise HubError(Reason.REASON_LOGIN_FAILED)
         return Caller.hub(tenant_id)
 
+    async def _reread(self, caller: Caller, row: Row) -> Row:
+        """Return what decides an attempt with the hash that is stored now."""
+        async with self._database.statement(caller) as connection:
+            user = await AccessRepository(connection, caller).passwords(row["user_id"])
+        return {**row, "password_hash": user["password_hash"] if user else None}
+
     async def _rehash(self, caller: Caller, user: Row, password: str) -> None:
         """Replace an outdated hash; a password that was changed meanwhile stays as it is."""
         hashed = await self._passwords.hash(password)
@@ -229,15 +241,19 @@ class Logins:
             )
 
     async def _settle(
-        self, caller: Caller, key: str, row: Row, *, fits: bool
+        self, caller: Caller, key: str, row: Row, *, fits: bool, may_retry: bool
     ) -> tuple[Tokens, Row | None]:
-        """Begin a login if the password fits; return its tokens, void when the user is None."""
+        """Begin a login if the password fits; return its tokens, void when the user is None.
+
+        A failure after which it is tried again is not noted.
+        """
         login_id, family_key, pair = new_id(), secrets.token_bytes(32), refresh.new_pair()
         ends = dt.datetime.now(dt.UTC) + self._terms.refresh_ttl
         tokens = self._tokens(login_id, family_key, pair, ends)
         async with self._database.statement(caller) as connection:
             user = await AccessRepository(connection, caller).settle_login(
                 fits=fits,
+                may_retry=may_retry,
                 user_id=row["user_id"],
                 password_hash=row["password_hash"],
                 account_key=self._account(key),

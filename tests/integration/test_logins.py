@@ -311,6 +311,42 @@ async def test_an_old_hash_is_replaced_unseen(
     assert got.user.etag == first.user.etag
 
 
+@pytest.mark.parametrize("is_same", [True, False], ids=["the same password", "another"])
+async def test_a_login_that_another_overtakes_succeeds(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch, *, is_same: bool
+) -> None:
+    """The other replaces the old hash while this one checks it; a new password is not let in."""
+    await tenant.new_user(email=EMAIL)
+
+    def store(password: str) -> None:
+        plain = bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()
+        change = "UPDATE users SET password_hash = %s WHERE tenant_id = %s"
+        tenant.hub.sql(change, plain, tenant.tenant_id)
+
+    store(PASSWORD)
+    request, verify = LoginRequest(email=EMAIL, password=PASSWORD), Passwords.verify
+
+    async def overtaken(passwords: Passwords, password: str, stored: str | None) -> bool:
+        fits = await verify(passwords, password, stored)
+        patch.undo()
+        if is_same:
+            await tenant.client.identity.login(request)
+        else:
+            await asyncio.to_thread(store, f"{PASSWORD} another")
+        return fits
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Passwords, "verify", overtaken)
+        if is_same:
+            assert (await tenant.client.identity.login(request)).token
+        else:
+            with pytest.raises(LoginFailedError):
+                await tenant.client.identity.login(request)
+    events = "SELECT event_type FROM audit_events WHERE tenant_id = %s AND event_type LIKE %s"
+    noted = tenant.hub.sql(events, tenant.tenant_id, "authn_login_%")
+    assert noted == ([("authn_login_success",)] * 2 if is_same else [("authn_login_fail",)])
+
+
 async def test_the_logins_of_a_disabled_user_can_be_listed(tenant: Tenant) -> None:
     """By a service key, which manages him; of nobody, they are not found."""
     login = await log_in(tenant)
