@@ -70,13 +70,7 @@ def compile_check(descriptor: Descriptor) -> Check:
     Raises ContractError for a field that can grow without limit, and for limits on kinds of fields
     that are not enforced.
     """
-    checks = [_compile_field(field) for field in descriptor.fields]
-
-    def check(message: Message) -> Iterator[Violation]:
-        for one in checks:
-            yield from one(message)
-
-    return check
+    return _compile(descriptor, {})
 
 
 def loggable_fields(descriptor: Descriptor) -> tuple[str, ...]:
@@ -90,13 +84,28 @@ def loggable_fields(descriptor: Descriptor) -> tuple[str, ...]:
     )
 
 
-def _compile_field(field: FieldDescriptor) -> Check:
+def _compile(descriptor: Descriptor, known: dict[str, Check]) -> Check:
+    """Return the check of a message; one that can hold itself is compiled once."""
+    if descriptor.full_name in known:
+        return known[descriptor.full_name]
+    checks: list[Check] = []
+
+    def check(message: Message) -> Iterator[Violation]:
+        for one in checks:
+            yield from one(message)
+
+    known[descriptor.full_name] = check
+    checks += [_compile_field(field, known) for field in descriptor.fields]
+    return check
+
+
+def _compile_field(field: FieldDescriptor, known: dict[str, Check]) -> Check:
     limits: FieldLimits = field.GetOptions().Extensions[options_pb2.limits]
     _refuse_unenforced(field, limits)
     rules = list(_rules(field, limits))
     if field.is_repeated:
-        return _compile_items(field, limits, rules)
-    nested = _compile_nested(field)
+        return _compile_items(field, limits, rules, known)
+    nested = _compile_nested(field, known)
     # Read once: what follows runs for every field of every call.
     name, has_presence, is_required = field.name, field.has_presence, limits.required
 
@@ -115,12 +124,14 @@ def _compile_field(field: FieldDescriptor) -> Check:
     return check
 
 
-def _compile_items(field: FieldDescriptor, limits: FieldLimits, rules: list[_Rule]) -> Check:
+def _compile_items(
+    field: FieldDescriptor, limits: FieldLimits, rules: list[_Rule], known: dict[str, Check]
+) -> Check:
     foreign = field.message_type is not None and not _is_ours(field.message_type)
     if foreign or not limits.max_items:
         message = f"{field.full_name}: repeated fields need max_items, and messages of our own"
         raise ContractError(message)
-    name, nested = field.name, _compile_nested(field)
+    name, nested = field.name, _compile_nested(field, known)
 
     def check(message: Message) -> Iterator[Violation]:
         items = getattr(message, name)
@@ -153,9 +164,9 @@ def _refuse_unenforced(field: FieldDescriptor, limits: FieldLimits) -> None:
         raise ContractError(message)
 
 
-def _compile_nested(field: FieldDescriptor) -> Check:
+def _compile_nested(field: FieldDescriptor, known: dict[str, Check]) -> Check:
     if field.message_type is not None and _is_ours(field.message_type):
-        return compile_check(field.message_type)
+        return _compile(field.message_type, known)
     return lambda _: iter(())
 
 

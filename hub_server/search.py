@@ -89,9 +89,15 @@ class Search:
 
     async def embed(self, text: str) -> NDArray[np.float32]:
         """Return the vector of a text, shape (dimension,). Raises OVERLOADED and UNAVAILABLE."""
+        vectors = await self.embed_all([text])
+        vector: NDArray[np.float32] = vectors[0]
+        return vector
+
+    async def embed_all(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return the vectors of texts, as rows. Raises OVERLOADED and UNAVAILABLE."""
         try:
             async with asyncio.timeout(_EMBED_SECONDS):
-                return await self._workers.run(lambda: self._embedder.embed([text])[0])
+                return await self._workers.run(lambda: self._embedder.embed(texts))
         except EmbeddingError as error:
             after = error.retry_after
             raise HubError(Reason.REASON_UNAVAILABLE, retry_after=after) from error

@@ -35,6 +35,7 @@ from hub_server.jobs.ingestion import Ingestion
 from hub_server.jobs.message_embedding import MessageEmbedding
 from hub_server.knowledge.index import Indexes
 from hub_server.knowledge.own_chunks import OwnVectors
+from hub_server.knowledge.search import KnowledgeSearch
 from hub_server.knowledge.service import KnowledgeService
 from hub_server.knowledge.servicer import KnowledgeServicer
 from hub_server.knowledge.watching import DocumentWatches
@@ -169,10 +170,11 @@ async def _compose(
     if settings.pooler == "none":  # through a pooler nobody can listen, so watchers look again
         stack.push_async_callback(_cancel, asyncio.create_task(wakeups.run()))
     knowledge = KnowledgeService(database, search, ingestion.wake)
+    found = KnowledgeSearch(database, search)
     memory = MemoryService(database, search, _memory_rules(settings), clock)
     messages = MessageSearch(database, search, embedding.wake)
     watches = DocumentWatches(knowledge, wakeups, settings.heartbeat)
-    sources = {"knowledge": knowledge.source, "memory": memory.source, "messages": messages.source}
+    sources = {"knowledge": found.source, "memory": memory.source, "messages": messages.source}
     return {
         "identity": identity,
         "chat": await _compose_chat(
@@ -187,7 +189,12 @@ async def _compose(
         ),
         "memory": MemoryServicer(memory, pages),
         "knowledge": KnowledgeServicer(
-            knowledge, OwnVectors(database, search), watches, Indexes(search, sources), pages
+            knowledge,
+            found,
+            OwnVectors(database, search),
+            watches,
+            Indexes(search, sources),
+            pages,
         ),
     }, ingestion
 

@@ -134,6 +134,8 @@ from hub_client.v1.identity_pb2 import (
 from hub_client.v1.knowledge_pb2 import (
     AddChunksRequest,
     AddChunksResponse,
+    BatchSearchRequest,
+    BatchSearchResponse,
     CheckIndexRequest,
     CheckIndexResponse,
     Chunk,
@@ -1807,10 +1809,23 @@ class KnowledgeClient:
         began. A chunk whose vector is of another model than the query's is found by
         its words alone.
 
-        Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED.
+        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
         """
         return self._transport.call(
             "/hub.v1.KnowledgeService/Search", request, SearchResponse, timeout
+        )
+
+    def batch_search(
+        self, request: BatchSearchRequest, *, timeout: float | None = None
+    ) -> BatchSearchResponse:
+        """Makes several searches of one user at once: as many calls of Search would,
+        but the queries are embedded together, and all of them see one state. What is
+        recorded for a session is recorded for all of them or for none.
+
+        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
+        """
+        return self._transport.call(
+            "/hub.v1.KnowledgeService/BatchSearch", request, BatchSearchResponse, timeout
         )
 
     def get_index_stats(
@@ -2019,10 +2034,23 @@ class AsyncKnowledgeClient:
         began. A chunk whose vector is of another model than the query's is found by
         its words alone.
 
-        Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED.
+        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
         """
         return await self._transport.call(
             "/hub.v1.KnowledgeService/Search", request, SearchResponse, timeout
+        )
+
+    async def batch_search(
+        self, request: BatchSearchRequest, *, timeout: float | None = None
+    ) -> BatchSearchResponse:
+        """Makes several searches of one user at once: as many calls of Search would,
+        but the queries are embedded together, and all of them see one state. What is
+        recorded for a session is recorded for all of them or for none.
+
+        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
+        """
+        return await self._transport.call(
+            "/hub.v1.KnowledgeService/BatchSearch", request, BatchSearchResponse, timeout
         )
 
     async def get_index_stats(

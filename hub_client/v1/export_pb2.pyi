@@ -1066,6 +1066,7 @@ class ExportedRetrieval(_message.Message):
     EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
     retrieval_id: _builtins.str
     """The search. Required."""
     rank: _builtins.int
@@ -1080,6 +1081,8 @@ class ExportedRetrieval(_message.Message):
     """Its score."""
     embedding_model: _builtins.str
     """The model that embedded both, at most 200 characters."""
+    message_id: _builtins.str
+    """The message that the search served. Absent = not told."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When. Required."""
@@ -1100,12 +1103,15 @@ class ExportedRetrieval(_message.Message):
         embedding_model: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        message_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_message_id", b"_message_id", "created_at", b"created_at", "message_id", b"message_id", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "created_at", b"created_at", "embedding_model", b"embedding_model", "query", b"query", "rank", b"rank", "retrieval_id", b"retrieval_id", "score", b"score", "session_id", b"session_id", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_message_id", b"_message_id", "chunk_id", b"chunk_id", "created_at", b"created_at", "embedding_model", b"embedding_model", "message_id", b"message_id", "query", b"query", "rank", b"rank", "retrieval_id", b"retrieval_id", "score", b"score", "session_id", b"session_id", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__message_id: _TypeAlias = _typing.Literal["message_id"]  # noqa: Y015
+    _WhichOneofArgType__message_id: _TypeAlias = _typing.Literal["_message_id", b"_message_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__message_id) -> _WhichOneofReturnType__message_id | None: ...
 
 Global___ExportedRetrieval: _TypeAlias = ExportedRetrieval  # noqa: Y015
 

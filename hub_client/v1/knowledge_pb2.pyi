@@ -285,6 +285,7 @@ class Retrieval(_message.Message):
     EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     TIMES_RETRIEVED_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
     retrieval_id: _builtins.str
     """The search: its hits share it."""
     session_id: _builtins.str
@@ -301,6 +302,8 @@ class Retrieval(_message.Message):
     """The model that embedded both."""
     times_retrieved: _builtins.int
     """How often this chunk was returned to sessions of the user in all."""
+    message_id: _builtins.str
+    """The message of the session that the search served. Empty = not told."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When."""
@@ -317,10 +320,11 @@ class Retrieval(_message.Message):
         embedding_model: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         times_retrieved: _builtins.int = ...,
+        message_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "created_at", b"created_at", "embedding_model", b"embedding_model", "query", b"query", "rank", b"rank", "retrieval_id", b"retrieval_id", "score", b"score", "session_id", b"session_id", "times_retrieved", b"times_retrieved"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "created_at", b"created_at", "embedding_model", b"embedding_model", "message_id", b"message_id", "query", b"query", "rank", b"rank", "retrieval_id", b"retrieval_id", "score", b"score", "session_id", b"session_id", "times_retrieved", b"times_retrieved"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -404,6 +408,297 @@ class Chunk(_message.Message):
 Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
 
 @_typing.final
+class MetadataFilter(_message.Message):
+    """A condition on metadata: that of a chunk's document together with that of the
+    chunk itself (`source`, `chunk_index`, `document_title` …). A name that both have
+    is the chunk's.
+
+    A condition names a value by its `path`: the names that lead to it, one for each
+    level, `["shelf", "row"]` for `{"shelf": {"row": 3}}`. Names may hold any
+    character: a dot is part of a name. A list on the way or at the end stands for
+    each of its items (not for the items of lists within it), so `equals` holds for
+    a list that has the value. Types are strict: a number equals a number, never a text.
+
+    At most 8 conditions deep and 100 in all; beyond, or where none is set, the error
+    is INVALID_FIELD and names the place, as in `filter.all_of.filters[2].range.path`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EQUALS_FIELD_NUMBER: _builtins.int
+    IS_IN_FIELD_NUMBER: _builtins.int
+    RANGE_FIELD_NUMBER: _builtins.int
+    EXISTS_FIELD_NUMBER: _builtins.int
+    ALL_OF_FIELD_NUMBER: _builtins.int
+    ANY_OF_FIELD_NUMBER: _builtins.int
+    NONE_OF_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def equals(self) -> Global___MetadataEquals:
+        """The value is this one."""
+
+    @_builtins.property
+    def is_in(self) -> Global___MetadataIn:
+        """The value is one of these."""
+
+    @_builtins.property
+    def range(self) -> Global___MetadataRange:
+        """The value is a number or a text within bounds."""
+
+    @_builtins.property
+    def exists(self) -> Global___MetadataExists:
+        """There is a value, be it null."""
+
+    @_builtins.property
+    def all_of(self) -> Global___MetadataFilters:
+        """And: each of these holds."""
+
+    @_builtins.property
+    def any_of(self) -> Global___MetadataFilters:
+        """Or: at least one of these holds."""
+
+    @_builtins.property
+    def none_of(self) -> Global___MetadataFilters:
+        """Not: none of these holds."""
+
+    def __init__(
+        self,
+        *,
+        equals: Global___MetadataEquals | None = ...,
+        is_in: Global___MetadataIn | None = ...,
+        range: Global___MetadataRange | None = ...,
+        exists: Global___MetadataExists | None = ...,
+        all_of: Global___MetadataFilters | None = ...,
+        any_of: Global___MetadataFilters | None = ...,
+        none_of: Global___MetadataFilters | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["all_of", b"all_of", "any_of", b"any_of", "condition", b"condition", "equals", b"equals", "exists", b"exists", "is_in", b"is_in", "none_of", b"none_of", "range", b"range"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_of", b"all_of", "any_of", b"any_of", "condition", b"condition", "equals", b"equals", "exists", b"exists", "is_in", b"is_in", "none_of", b"none_of", "range", b"range"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_condition: _TypeAlias = _typing.Literal["equals", "is_in", "range", "exists", "all_of", "any_of", "none_of"]  # noqa: Y015
+    _WhichOneofArgType_condition: _TypeAlias = _typing.Literal["condition", b"condition"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_condition) -> _WhichOneofReturnType_condition | None: ...
+
+Global___MetadataFilter: _TypeAlias = MetadataFilter  # noqa: Y015
+
+@_typing.final
+class MetadataFilters(_message.Message):
+    """Several conditions on metadata."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def filters(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetadataFilter]:
+        """The conditions, 1 to 100."""
+
+    def __init__(
+        self,
+        *,
+        filters: _abc.Iterable[Global___MetadataFilter] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MetadataFilters: _TypeAlias = MetadataFilters  # noqa: Y015
+
+@_typing.final
+class MetadataEquals(_message.Message):
+    """Holds where the value at a path is a given one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names that lead to the value, 1 to 32, each at most 1,000 characters."""
+
+    @_builtins.property
+    def value(self) -> Global___MetadataValue:
+        """The value. Required."""
+
+    def __init__(
+        self,
+        *,
+        path: _abc.Iterable[_builtins.str] | None = ...,
+        value: Global___MetadataValue | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MetadataEquals: _TypeAlias = MetadataEquals  # noqa: Y015
+
+@_typing.final
+class MetadataIn(_message.Message):
+    """Holds where the value at a path is one of several."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names that lead to the value, 1 to 32, each at most 1,000 characters."""
+
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetadataValue]:
+        """The values, 1 to 100."""
+
+    def __init__(
+        self,
+        *,
+        path: _abc.Iterable[_builtins.str] | None = ...,
+        values: _abc.Iterable[Global___MetadataValue] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MetadataIn: _TypeAlias = MetadataIn  # noqa: Y015
+
+@_typing.final
+class MetadataRange(_message.Message):
+    """Holds where the value at a path is within bounds: numbers by size, texts by their
+    Unicode code points (so dates as in `2026-03-01` come in the order of time). At
+    least one bound is set, at most one on either side, and both of one type.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    AT_LEAST_FIELD_NUMBER: _builtins.int
+    ABOVE_FIELD_NUMBER: _builtins.int
+    AT_MOST_FIELD_NUMBER: _builtins.int
+    BELOW_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names that lead to the value, 1 to 32, each at most 1,000 characters."""
+
+    @_builtins.property
+    def at_least(self) -> Global___MetadataValue:
+        """The value is this or more."""
+
+    @_builtins.property
+    def above(self) -> Global___MetadataValue:
+        """The value is more than this."""
+
+    @_builtins.property
+    def at_most(self) -> Global___MetadataValue:
+        """The value is this or less."""
+
+    @_builtins.property
+    def below(self) -> Global___MetadataValue:
+        """The value is less than this."""
+
+    def __init__(
+        self,
+        *,
+        path: _abc.Iterable[_builtins.str] | None = ...,
+        at_least: Global___MetadataValue | None = ...,
+        above: Global___MetadataValue | None = ...,
+        at_most: Global___MetadataValue | None = ...,
+        below: Global___MetadataValue | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["above", b"above", "at_least", b"at_least", "at_most", b"at_most", "below", b"below"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["above", b"above", "at_least", b"at_least", "at_most", b"at_most", "below", b"below", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MetadataRange: _TypeAlias = MetadataRange  # noqa: Y015
+
+@_typing.final
+class MetadataExists(_message.Message):
+    """Holds where there is a value at a path, be it null or an empty list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names that lead to the value, 1 to 32, each at most 1,000 characters."""
+
+    def __init__(
+        self,
+        *,
+        path: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MetadataExists: _TypeAlias = MetadataExists  # noqa: Y015
+
+@_typing.final
+class MetadataValue(_message.Message):
+    """A value to compare metadata with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    FLAG_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """A text, at most 2,000 characters. It may be empty."""
+    number: _builtins.float
+    """A number."""
+    flag: _builtins.bool
+    """True or false. Not for ranges."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        number: _builtins.float = ...,
+        flag: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["flag", b"flag", "number", b"number", "text", b"text", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flag", b"flag", "number", b"number", "text", b"text", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["text", "number", "flag"]  # noqa: Y015
+    _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_value) -> _WhichOneofReturnType_value | None: ...
+
+Global___MetadataValue: _TypeAlias = MetadataValue  # noqa: Y015
+
+@_typing.final
+class Highlight(_message.Message):
+    """A range of characters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    start: _builtins.int
+    """The first character, in Unicode code points from the beginning of the text."""
+    end: _builtins.int
+    """The character after the last one."""
+    def __init__(
+        self,
+        *,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Highlight: _TypeAlias = Highlight  # noqa: Y015
+
+@_typing.final
 class SearchHit(_message.Message):
     """A chunk that fits a query."""
 
@@ -413,9 +708,14 @@ class SearchHit(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     VECTOR_SCORE_FIELD_NUMBER: _builtins.int
     WORD_SCORE_FIELD_NUMBER: _builtins.int
+    VECTOR_PART_FIELD_NUMBER: _builtins.int
+    WORD_PART_FIELD_NUMBER: _builtins.int
+    HIGHLIGHTS_FIELD_NUMBER: _builtins.int
+    SPAN_FIELD_NUMBER: _builtins.int
+    CHUNK_IDS_FIELD_NUMBER: _builtins.int
     score: _builtins.float
-    """How well it fits, 0 to 1: half of each part below, each scaled to 0 to 1
-    over the candidates of this query. Comparable within one answer only.
+    """How well it fits, 0 to 1: `vector_part` and `word_part` together. Comparable
+    within one answer only.
     """
     vector_score: _builtins.float
     """Likeness in meaning: the cosine of the embeddings, -1 to 1. 0 = not among
@@ -425,9 +725,34 @@ class SearchHit(_message.Message):
     """Likeness in words: the BM25 score, 0 and more. 0 = not among the candidates
     by words.
     """
+    vector_part: _builtins.float
+    """What meaning adds to the score, 0 to .5: `vector_score`, scaled to 0 to 1 over
+    the candidates of this query, by half.
+    """
+    word_part: _builtins.float
+    """What words add to the score, 0 to .5: `word_score`, scaled likewise."""
     @_builtins.property
     def chunk(self) -> Global___Chunk:
         """The chunk."""
+
+    @_builtins.property
+    def highlights(self) -> _containers.RepeatedCompositeFieldContainer[Global___Highlight]:
+        """The words of `chunk.content` that are words of the query, by the same rules by
+        which words are searched (stems, letter case, forms of a character), in order.
+        None in mode semantic.
+        """
+
+    @_builtins.property
+    def span(self) -> _containers.RepeatedCompositeFieldContainer[Global___Chunk]:
+        """Where `neighbours` are asked for: the chunk with those before and after it, in
+        the order of the document. Empty where they are not.
+        """
+
+    @_builtins.property
+    def chunk_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The chunks of the span that are hits, best first; `chunk` is the first of them.
+        Hits of one document whose spans touch or overlap are one hit.
+        """
 
     def __init__(
         self,
@@ -436,14 +761,43 @@ class SearchHit(_message.Message):
         score: _builtins.float = ...,
         vector_score: _builtins.float = ...,
         word_score: _builtins.float = ...,
+        vector_part: _builtins.float = ...,
+        word_part: _builtins.float = ...,
+        highlights: _abc.Iterable[Global___Highlight] | None = ...,
+        span: _abc.Iterable[Global___Chunk] | None = ...,
+        chunk_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "score", b"score", "vector_score", b"vector_score", "word_score", b"word_score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "chunk_ids", b"chunk_ids", "highlights", b"highlights", "score", b"score", "span", b"span", "vector_part", b"vector_part", "vector_score", b"vector_score", "word_part", b"word_part", "word_score", b"word_score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SearchHit: _TypeAlias = SearchHit  # noqa: Y015
+
+@_typing.final
+class SearchResult(_message.Message):
+    """What one search of a batch found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HITS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchHit]:
+        """The chunks with their scores, best first."""
+
+    def __init__(
+        self,
+        *,
+        hits: _abc.Iterable[Global___SearchHit] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hits", b"hits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchResult: _TypeAlias = SearchResult  # noqa: Y015
 
 @_typing.final
 class IngestDocumentRequest(_message.Message):
@@ -835,6 +1189,9 @@ class SearchRequest(_message.Message):
     MAX_PER_DOCUMENT_FIELD_NUMBER: _builtins.int
     VECTOR_FIELD_NUMBER: _builtins.int
     EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    NEIGHBOURS_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user. A user token may leave it out, and may only name its own."""
     query: _builtins.str
@@ -863,9 +1220,19 @@ class SearchRequest(_message.Message):
     """The model of `vector`, at most 200 characters. Empty = the hub's own; another
     one is a model of the user's chunks.
     """
+    neighbours: _builtins.int
+    """How many chunks before and after each hit to return with it, at most 5."""
+    message_id: _builtins.str
+    """The message of the session that the search serves; kept with the hits. Needs
+    `session_id`.
+    """
     @_builtins.property
     def document_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only chunks of these documents, at most 100. Empty = of all."""
+
+    @_builtins.property
+    def filter(self) -> Global___MetadataFilter:
+        """Only chunks whose metadata meets this, at most 64 KiB. Absent = all."""
 
     def __init__(
         self,
@@ -880,10 +1247,13 @@ class SearchRequest(_message.Message):
         max_per_document: _builtins.int = ...,
         vector: _builtins.bytes = ...,
         embedding_model: _builtins.str = ...,
+        filter: Global___MetadataFilter | None = ...,
+        neighbours: _builtins.int = ...,
+        message_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["document_ids", b"document_ids", "embedding_model", b"embedding_model", "max_per_document", b"max_per_document", "min_score", b"min_score", "mode", b"mode", "query", b"query", "session_id", b"session_id", "top_k", b"top_k", "user_id", b"user_id", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document_ids", b"document_ids", "embedding_model", b"embedding_model", "filter", b"filter", "max_per_document", b"max_per_document", "message_id", b"message_id", "min_score", b"min_score", "mode", b"mode", "neighbours", b"neighbours", "query", b"query", "session_id", b"session_id", "top_k", b"top_k", "user_id", b"user_id", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -912,6 +1282,138 @@ class SearchResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SearchResponse: _TypeAlias = SearchResponse  # noqa: Y015
+
+@_typing.final
+class SearchQuery(_message.Message):
+    """One search of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERY_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    MIN_SCORE_FIELD_NUMBER: _builtins.int
+    DOCUMENT_IDS_FIELD_NUMBER: _builtins.int
+    MAX_PER_DOCUMENT_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    NEIGHBOURS_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
+    EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
+    query: _builtins.str
+    """What to look for, at most 8,000 characters. Required unless there is a `vector`
+    and the mode is not lexical.
+    """
+    top_k: _builtins.int
+    """Greatest number of chunks to return, at most 200. 0 = 10."""
+    mode: Global___SearchMode.ValueType
+    """How to look. Unspecified = hybrid."""
+    min_score: _builtins.float
+    """Only chunks with this score or a higher one, 0 to 1. 0 = all."""
+    max_per_document: _builtins.int
+    """Greatest number of chunks of one document. 0 = any."""
+    neighbours: _builtins.int
+    """How many chunks before and after each hit to return with it, at most 5."""
+    vector: _builtins.bytes
+    """What to look for, as a vector, as in SearchRequest."""
+    embedding_model: _builtins.str
+    """The model of `vector`, at most 200 characters. Empty = the hub's own; another
+    one is a model of the user's chunks.
+    """
+    @_builtins.property
+    def document_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only chunks of these documents, at most 100. Empty = of all."""
+
+    @_builtins.property
+    def filter(self) -> Global___MetadataFilter:
+        """Only chunks whose metadata meets this, at most 64 KiB. Absent = all."""
+
+    def __init__(
+        self,
+        *,
+        query: _builtins.str = ...,
+        top_k: _builtins.int = ...,
+        mode: Global___SearchMode.ValueType = ...,
+        min_score: _builtins.float = ...,
+        document_ids: _abc.Iterable[_builtins.str] | None = ...,
+        max_per_document: _builtins.int = ...,
+        filter: Global___MetadataFilter | None = ...,
+        neighbours: _builtins.int = ...,
+        vector: _builtins.bytes = ...,
+        embedding_model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document_ids", b"document_ids", "embedding_model", b"embedding_model", "filter", b"filter", "max_per_document", b"max_per_document", "min_score", b"min_score", "mode", b"mode", "neighbours", b"neighbours", "query", b"query", "top_k", b"top_k", "vector", b"vector"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchQuery: _TypeAlias = SearchQuery  # noqa: Y015
+
+@_typing.final
+class BatchSearchRequest(_message.Message):
+    """Request of BatchSearch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    QUERIES_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user. A user token may leave it out, and may only name its own."""
+    session_id: _builtins.str
+    """The session the searches serve; the hits are recorded as retrieved for it.
+    Empty = they are not recorded.
+    """
+    message_id: _builtins.str
+    """The message of the session that the searches serve; kept with the hits. Needs
+    `session_id`.
+    """
+    @_builtins.property
+    def queries(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchQuery]:
+        """The searches, 1 to 50. All together may ask for 2,200 chunks, as one may by
+        itself: each for `top_k`, and for the neighbours of so many.
+        """
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        queries: _abc.Iterable[Global___SearchQuery] | None = ...,
+        session_id: _builtins.str = ...,
+        message_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id", "queries", b"queries", "session_id", b"session_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchSearchRequest: _TypeAlias = BatchSearchRequest  # noqa: Y015
+
+@_typing.final
+class BatchSearchResponse(_message.Message):
+    """Response of BatchSearch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEARCH_RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def search_results(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchResult]:
+        """What each search found, in the order of the queries."""
+
+    def __init__(
+        self,
+        *,
+        search_results: _abc.Iterable[Global___SearchResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["search_results", b"search_results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchSearchResponse: _TypeAlias = BatchSearchResponse  # noqa: Y015
 
 @_typing.final
 class UndeleteDocumentRequest(_message.Message):
@@ -1206,22 +1708,26 @@ class ListRetrievalsRequest(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session. Required."""
     page_size: _builtins.int
     """Greatest number of retrievals to return. 0 = 50; more than 1,000 counts as 1,000."""
     page_token: _builtins.str
     """`next_page_token` of the page before. Empty = the first page."""
+    message_id: _builtins.str
+    """Only what served this message. Empty = all."""
     def __init__(
         self,
         *,
         session_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        message_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id", "page_size", b"page_size", "page_token", b"page_token", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -99,6 +99,11 @@ class KnowledgeServiceStub:
                 request_serializer=hub_dot_v1_dot_knowledge__pb2.SearchRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_knowledge__pb2.SearchResponse.FromString,
                 _registered_method=True)
+        self.BatchSearch = channel.unary_unary(
+                '/hub.v1.KnowledgeService/BatchSearch',
+                request_serializer=hub_dot_v1_dot_knowledge__pb2.BatchSearchRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_knowledge__pb2.BatchSearchResponse.FromString,
+                _registered_method=True)
         self.GetIndexStats = channel.unary_unary(
                 '/hub.v1.KnowledgeService/GetIndexStats',
                 request_serializer=hub_dot_v1_dot_knowledge__pb2.GetIndexStatsRequest.SerializeToString,
@@ -242,7 +247,18 @@ class KnowledgeServiceServicer:
         began. A chunk whose vector is of another model than the query's is found by
         its words alone.
 
-        Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED.
+        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchSearch(self, request, context):
+        """Makes several searches of one user at once: as many calls of Search would,
+        but the queries are embedded together, and all of them see one state. What is
+        recorded for a session is recorded for all of them or for none.
+
+        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -347,6 +363,11 @@ def add_KnowledgeServiceServicer_to_server(servicer, server):
                     servicer.Search,
                     request_deserializer=hub_dot_v1_dot_knowledge__pb2.SearchRequest.FromString,
                     response_serializer=hub_dot_v1_dot_knowledge__pb2.SearchResponse.SerializeToString,
+            ),
+            'BatchSearch': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchSearch,
+                    request_deserializer=hub_dot_v1_dot_knowledge__pb2.BatchSearchRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_knowledge__pb2.BatchSearchResponse.SerializeToString,
             ),
             'GetIndexStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetIndexStats,
@@ -693,6 +714,33 @@ class KnowledgeService:
             '/hub.v1.KnowledgeService/Search',
             hub_dot_v1_dot_knowledge__pb2.SearchRequest.SerializeToString,
             hub_dot_v1_dot_knowledge__pb2.SearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchSearch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.KnowledgeService/BatchSearch',
+            hub_dot_v1_dot_knowledge__pb2.BatchSearchRequest.SerializeToString,
+            hub_dot_v1_dot_knowledge__pb2.BatchSearchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -112,7 +112,14 @@ class KnowledgeServiceStub:
     began. A chunk whose vector is of another model than the query's is found by
     its words alone.
 
-    Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED.
+    Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
+    """
+    BatchSearch: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.BatchSearchRequest, _knowledge_pb2.BatchSearchResponse]
+    """Makes several searches of one user at once: as many calls of Search would,
+    but the queries are embedded together, and all of them see one state. What is
+    recorded for a session is recorded for all of them or for none.
+
+    Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
     """
     GetIndexStats: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.GetIndexStatsRequest, _knowledge_pb2.GetIndexStatsResponse]
     """Tells of the index that serves the searches of one space: what the process that
@@ -224,7 +231,14 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     began. A chunk whose vector is of another model than the query's is found by
     its words alone.
 
-    Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED.
+    Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
+    """
+    BatchSearch: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.BatchSearchRequest, _knowledge_pb2.BatchSearchResponse]  # type: ignore[assignment]
+    """Makes several searches of one user at once: as many calls of Search would,
+    but the queries are embedded together, and all of them see one state. What is
+    recorded for a session is recorded for all of them or for none.
+
+    Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
     """
     GetIndexStats: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.GetIndexStatsRequest, _knowledge_pb2.GetIndexStatsResponse]  # type: ignore[assignment]
     """Tells of the index that serves the searches of one space: what the process that
@@ -405,7 +419,20 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
         began. A chunk whose vector is of another model than the query's is found by
         its words alone.
 
-        Errors include: NOT_FOUND (the user or the session), FEATURE_DISABLED.
+        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchSearch(
+        self,
+        request: _knowledge_pb2.BatchSearchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.BatchSearchResponse, _abc.Awaitable[_knowledge_pb2.BatchSearchResponse]]:
+        """Makes several searches of one user at once: as many calls of Search would,
+        but the queries are embedded together, and all of them see one state. What is
+        recorded for a session is recorded for all of them or for none.
+
+        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
         """
 
     @_abc_1.abstractmethod

@@ -10,7 +10,6 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hub_server.chat.models import chat_sessions
-from hub_server.database import any_id
 from hub_server.identity.models import users
 from hub_server.ids import new_id
 from hub_server.knowledge.chunking import headed
@@ -209,11 +208,11 @@ class KnowledgeRepository:
         )
         return (await self._connection.execute(query)).mappings().all()
 
-    async def list_retrievals(self, session_id: str, page: Page) -> Sequence[Row]:
+    async def list_retrievals(self, session_id: str, message_id: str, page: Page) -> Sequence[Row]:
         """Return a page of what was returned to a session and one more, latest search first.
 
-        Each row bears ``user_id`` and ``user_is_active``. One row with no retrieval_id stands for a
-        session without any; no row, for no session.
+        With a message, only what served it. Each row bears ``user_id`` and ``user_is_active``. One
+        row with no retrieval_id stands for a session without any; no row, for no session.
         """
         others = retrievals.alias("others")
         times = (
@@ -232,6 +231,8 @@ class KnowledgeRepository:
             retrievals.c.tenant_id == self._tenant_id,
             retrievals.c.session_id == chat_sessions.c.session_id,
         )
+        if message_id:
+            found = found.where(retrievals.c.message_id == message_id)
         if page.after:
             retrieval_id, rank = page.after.split("|")
             found = found.where(
@@ -309,25 +310,6 @@ class KnowledgeRepository:
             for (document_id, seq), group in groups
         ]
 
-    async def shown_chunks(
-        self, user_id: str, chunk_ids: Sequence[str], document_ids: Sequence[str]
-    ) -> Mapping[str, Row]:
-        """Return those of a user's chunks that may be shown now, by id; no documents = of all."""
-        query = (
-            sa.select(*_CHUNK)
-            .join(documents, sa.and_(*_shown_chunks()))
-            .where(
-                chunks.c.tenant_id == self._tenant_id,
-                chunks.c.user_id == user_id,
-                chunks.c.chunk_id == any_id(chunk_ids),
-                documents.c.deleted_at.is_(None),
-            )
-        )
-        if document_ids:
-            query = query.where(chunks.c.document_id == any_id(document_ids))
-        rows = (await self._connection.execute(query)).mappings().all()
-        return {row["chunk_id"]: row for row in rows}
-
     async def dimension(self, user_id: str, model: str) -> int | None:
         """Return the dimension of a user's vectors of a model; None = there are none."""
         query = (
@@ -350,22 +332,6 @@ class KnowledgeRepository:
             .values(metadata=chunks.c.metadata.concat(sa.cast(dict(values), JSONB)))
         )
         await self._connection.execute(statement)
-
-    async def has_session(self, user_id: str, session_id: str) -> bool:
-        """Tell whether a session is this user's."""
-        query = sa.select(sa.literal(1)).where(
-            chat_sessions.c.tenant_id == self._tenant_id,
-            chat_sessions.c.session_id == session_id,
-            chat_sessions.c.user_id == user_id,
-            chat_sessions.c.deleted_at.is_(None),
-        )
-        return (await self._connection.execute(query)).first() is not None
-
-    async def record(self, hits: Sequence[Mapping[str, Any]], **common: Any) -> None:
-        """Record which chunks one search returned, best first."""
-        common |= {"tenant_id": self._tenant_id, "retrieval_id": new_id()}
-        rows = [{**common, **hit, "rank": rank} for rank, hit in enumerate(hits, start=1)]
-        await self._connection.execute(sa.insert(retrievals).values(rows))
 
     async def claimed(self, document_id: str, attempt: int) -> Row | None:
         """Return the text of a document if this attempt still has it, and hold it."""

@@ -3,13 +3,8 @@
 import base64
 import datetime as dt
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
-
-import numpy as np
-from numpy.typing import NDArray
 
 from hub_server import spaces
 from hub_server.caller import Caller
@@ -18,46 +13,15 @@ from hub_server.errors import HubError, Reason
 from hub_server.idempotency import Claims, Retry
 from hub_server.knowledge.chunking import Chunking, chunking_of
 from hub_server.knowledge.repository import KnowledgeRepository
-from hub_server.knowledge.vectors import check_dimension
 from hub_server.paging import Page, split
-from hub_server.retrieval.view import Change
 from hub_server.rows import Row, active_user, owned
-from hub_server.search import DEFAULT_TOP_K, Hit, Pull, Query, Search, Source
+from hub_server.search import Search
 
 KIND: Final = "knowledge"
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What to look for, how, and in which documents (none = all)."""
-
-    query: str
-    top_k: int = 0
-    session_id: str = ""
-    mode: str = "hybrid"  # | semantic | lexical
-    min_score: float = 0.0
-    document_ids: Sequence[str] = ()
-    max_per_document: int = 0
-    vector: NDArray[np.float32] | None = None
-    """What to look for in meaning, instead of the query's own; None = that."""
-    embedding_model: str = ""
-    """The model of the vector; empty = the hub's own."""
-
-    def chosen(self, hits: Sequence[Hit]) -> Sequence[Hit]:
-        """Return the hits that score enough, so many of each document at most."""
-        seen: Counter[str] = Counter()
-        found = []
-        for hit in hits:
-            document_id = hit.row["document_id"]
-            seen[document_id] += 1
-            is_one_too_many = 0 < self.max_per_document < seen[document_id]
-            if hit.candidate.score >= self.min_score and not is_one_too_many:
-                found.append(hit)
-        return found
-
-
 class KnowledgeService:
-    """Documents of users, and the search over them."""
+    """Documents of users, and what searches found in them."""
 
     def __init__(self, database: Database, search: Search, wake: Callable[[], None]) -> None:
         """``wake`` tells the ingestion workers of this process that a document waits."""
@@ -203,15 +167,15 @@ class KnowledgeService:
         return split(chunks, page.size, lambda row: str(row["chunk_index"]))
 
     async def list_retrievals(
-        self, caller: Caller, session_id: str, page: Page
+        self, caller: Caller, session_id: str, message_id: str, page: Page
     ) -> tuple[Sequence[Row], str | None]:
         """Return a page of what searches returned to a session and the key of the next.
 
-        Raises NOT_FOUND or USER_DISABLED.
+        With a message, only what served it. Raises NOT_FOUND or USER_DISABLED.
         """
         async with self._database.statement(caller) as connection:
             repository = KnowledgeRepository(connection, caller.tenant_id)
-            rows = await repository.list_retrievals(session_id, page)
+            rows = await repository.list_retrievals(session_id, message_id, page)
         owned(caller, rows[0] if rows else None, "session")
         found = [row for row in rows if row["retrieval_id"] is not None]
         return split(found, page.size, lambda row: f"{row['retrieval_id']}|{row['rank']}")
@@ -225,90 +189,6 @@ class KnowledgeService:
         """Return a document, deleted or not, that nobody else changes until the end."""
         repository = KnowledgeRepository(connection, caller.tenant_id)
         return owned(caller, await repository.lock_document(document_id), "document")
-
-    async def search(self, caller: Caller, user_id: str, asked: Asked) -> Sequence[Hit]:
-        """Return the chunks that fit a query, best first.
-
-        Raises INVALID_FIELD, NOT_FOUND, USER_DISABLED or FEATURE_DISABLED.
-        """
-        state = await self._state(caller, user_id, asked.session_id)
-        model = asked.embedding_model or self._search.model
-        vector = await self._vector(caller, user_id, asked, model)
-        text = "" if asked.mode == "semantic" else asked.query
-
-        async def read(chunk_ids: Sequence[str]) -> Mapping[str, Row]:
-            async with self._database.statement(caller) as connection:
-                repository = KnowledgeRepository(connection, caller.tenant_id)
-                return await repository.shown_chunks(user_id, chunk_ids, asked.document_ids)
-
-        space = self._search.space(caller.tenant_id, user_id, KIND, model)
-        top_k = asked.top_k or DEFAULT_TOP_K
-        pull = self._pull(caller, user_id, model)
-        hits = await self._search.hits(
-            space, state, Query(text, vector), top_k, pull, read, asked.chosen
-        )
-        if asked.session_id and hits:
-            await self._record(caller, user_id, asked, model, hits)
-        return hits
-
-    async def _vector(
-        self, caller: Caller, user_id: str, asked: Asked, model: str
-    ) -> NDArray[np.float32] | None:
-        """Return the vector to look for; None = by words alone.
-
-        Raises INVALID_FIELD where the user has no vectors of the model, or of another dimension.
-        """
-        if asked.vector is None:
-            return None if asked.mode == "lexical" else await self._search.embed(asked.query)
-        if (known := self._search.dimension_of(model)) is None:
-            async with self._database.statement(caller) as connection:
-                repository = KnowledgeRepository(connection, caller.tenant_id)
-                known = await repository.dimension(user_id, model)
-        if known is None:
-            raise HubError.invalid("embedding_model", "must be a model of the user's chunks")
-        check_dimension("vector", len(asked.vector), model, known)
-        return asked.vector
-
-    async def source(self, caller: Caller, user_id: str) -> Source:
-        """Return what a view of a user's chunks is made of. Raises NOT_FOUND or USER_DISABLED."""
-        async with self._database.statement(caller) as connection:
-            state = active_user(await spaces.state(connection, caller.tenant_id, user_id, KIND))
-        space = self._search.space(caller.tenant_id, user_id, KIND)
-        return Source(space, state, self._pull(caller, user_id, self._search.model))
-
-    def _pull(self, caller: Caller, user_id: str, model: str) -> Pull:
-        async def pull(after: int) -> Sequence[Change]:
-            async with self._database.statement(caller) as connection:
-                repository = KnowledgeRepository(connection, caller.tenant_id)
-                return await repository.changes(user_id, model, after)
-
-        return pull
-
-    async def _state(self, caller: Caller, user_id: str, session_id: str) -> Row:
-        """Return the space's state, when the user may search it for this session."""
-        async with self._database.statement(caller) as connection:
-            state = active_user(await spaces.state(connection, caller.tenant_id, user_id, KIND))
-        if not state["enable_rag"]:
-            raise HubError(Reason.REASON_FEATURE_DISABLED, feature="enable_rag")
-        if session_id:
-            async with self._database.statement(caller) as connection:
-                repository = KnowledgeRepository(connection, caller.tenant_id)
-                if not await repository.has_session(user_id, session_id):
-                    raise HubError(Reason.REASON_NOT_FOUND, resource="session")
-        return state
-
-    async def _record(
-        self, caller: Caller, user_id: str, asked: Asked, model: str, hits: Sequence[Hit]
-    ) -> None:
-        rows = [{"chunk_id": hit.row["chunk_id"], "score": hit.candidate.score} for hit in hits]
-        async with self._database.statement(caller) as connection:
-            await KnowledgeRepository(connection, caller.tenant_id).record(
-                rows,
-                session_id=asked.session_id,
-                user_id=user_id,
-                query=asked.query,
-                embedding_model=model,
-            )
 
 
 def document_etag(document: Row) -> str:

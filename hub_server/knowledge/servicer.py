@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-import numpy as np
 from google.protobuf.message import Message
-from numpy.typing import NDArray
 
 from hub_client.v1 import knowledge_pb2 as pb
 from hub_server.caller import Caller
@@ -21,13 +19,20 @@ from hub_server.idempotency import retry_of
 from hub_server.knowledge.chunking import CHUNK_TOKENS, chunking_of
 from hub_server.knowledge.index import Indexes, Told
 from hub_server.knowledge.own_chunks import OwnChunk, OwnChunks, OwnVectors
-from hub_server.knowledge.service import Asked, KnowledgeService, document_etag
-from hub_server.knowledge.vectors import vector_of
+from hub_server.knowledge.search import KnowledgeSearch
+from hub_server.knowledge.service import KnowledgeService, document_etag
 from hub_server.knowledge.watching import DocumentFeed, DocumentWatches
+from hub_server.knowledge.wire import (
+    asked_of,
+    chunk_to_pb,
+    hit_to_pb,
+    retrieval_to_pb,
+    served_of,
+    several_of,
+)
 from hub_server.paging import PageTokens
 from hub_server.retrieval.stats import Check
 from hub_server.rows import Row
-from hub_server.search import Hit
 
 # Names in the metadata of a chunk.
 _OF_THE_HUB: Final = frozenset(("source", "chunk_index", "document_title"))
@@ -40,6 +45,7 @@ class KnowledgeServicer:
     def __init__(
         self,
         service: KnowledgeService,
+        search: KnowledgeSearch,
         own_vectors: OwnVectors,
         watches: DocumentWatches,
         indexes: Indexes,
@@ -47,6 +53,7 @@ class KnowledgeServicer:
     ) -> None:
         """Serve the given rules."""
         self._knowledge = service
+        self._search = search
         self._own_vectors = own_vectors
         self._watches = watches
         self._indexes = indexes
@@ -142,7 +149,7 @@ class KnowledgeServicer:
         page = self._pages.read(caller, request, request.page_size, request.page_token)
         chunks, after = await self._knowledge.list_chunks(caller, request.document_id, page)
         return pb.ListChunksResponse(
-            chunks=map(_chunk_to_pb, chunks),
+            chunks=map(chunk_to_pb, chunks),
             next_page_token=self._pages.next(caller, request, after),
         )
 
@@ -151,28 +158,29 @@ class KnowledgeServicer:
     ) -> pb.ListRetrievalsResponse:
         """List what searches returned to a session."""
         page = self._pages.read(caller, request, request.page_size, request.page_token)
-        found, after = await self._knowledge.list_retrievals(caller, request.session_id, page)
+        found, after = await self._knowledge.list_retrievals(
+            caller, request.session_id, request.message_id, page
+        )
         return pb.ListRetrievalsResponse(
-            retrievals=map(_retrieval_to_pb, found),
+            retrievals=map(retrieval_to_pb, found),
             next_page_token=self._pages.next(caller, request, after),
         )
 
     async def Search(self, request: pb.SearchRequest, caller: Caller) -> pb.SearchResponse:
         """Find chunks."""
-        asked = Asked(
-            query=request.query,
-            top_k=request.top_k,
-            session_id=request.session_id,
-            mode=enum_to_text(pb.SearchMode, request.mode, pb.SEARCH_MODE_HYBRID),
-            min_score=request.min_score,
-            document_ids=list(request.document_ids),
-            max_per_document=request.max_per_document,
-            vector=_vector(request),
-            embedding_model=request.embedding_model,
-        )
         user_id = caller.acting_for(request.user_id)
-        hits = await self._knowledge.search(caller, user_id, asked)
-        return pb.SearchResponse(hits=map(_hit_to_pb, hits))
+        asked = [asked_of("", request)]
+        (found,) = await self._search.search(caller, user_id, asked, served_of(request))
+        return pb.SearchResponse(hits=map(hit_to_pb, found))
+
+    async def BatchSearch(
+        self, request: pb.BatchSearchRequest, caller: Caller
+    ) -> pb.BatchSearchResponse:
+        """Find chunks by several queries."""
+        user_id = caller.acting_for(request.user_id)
+        found = await self._search.search(caller, user_id, several_of(request), served_of(request))
+        results = [pb.SearchResult(hits=map(hit_to_pb, one)) for one in found]
+        return pb.BatchSearchResponse(search_results=results)
 
     async def GetIndexStats(
         self, request: pb.GetIndexStatsRequest, caller: Caller
@@ -276,18 +284,6 @@ def _own_chunk(name: str, chunk: pb.OwnChunk) -> OwnChunk:
     return OwnChunk(chunk.content, chunk.embedding, metadata, chunk.token_count)
 
 
-def _vector(request: pb.SearchRequest) -> NDArray[np.float32] | None:
-    """Return the vector of a search, which fits its other fields. Raises INVALID_FIELD."""
-    is_lexical = request.mode == pb.SEARCH_MODE_LEXICAL
-    if not request.query and (is_lexical or not request.vector):
-        raise HubError.invalid("query", "is required without a vector, and in mode lexical")
-    if request.vector and is_lexical:
-        raise HubError.invalid("vector", "must not be set in mode lexical")
-    if request.embedding_model and not request.vector:
-        raise HubError.invalid("embedding_model", "must not be set without a vector")
-    return vector_of("vector", request.vector) if request.vector else None
-
-
 def _document_to_pb(document: Row) -> pb.Document:
     chunking = chunking_of(document)
     return pb.Document(
@@ -311,35 +307,6 @@ def _document_to_pb(document: Row) -> pb.Document:
         chunking=pb.Chunking(
             max_tokens=chunking.max_tokens, overlap_tokens=chunking.overlap_tokens
         ),
-    )
-
-
-def _chunk_to_pb(row: Row) -> pb.Chunk:
-    return pb.Chunk(
-        chunk_id=row["chunk_id"],
-        document_id=row["document_id"],
-        document_title=row["document_title"],
-        chunk_index=row["chunk_index"],
-        content=row["content"],
-        token_count=row["token_count"],
-        metadata=struct_to_pb(row["metadata"]),
-        heading_path=row["heading_path"],
-        start_char=row["start_char"],
-        end_char=row["end_char"],
-    )
-
-
-def _retrieval_to_pb(row: Row) -> pb.Retrieval:
-    return pb.Retrieval(
-        retrieval_id=row["retrieval_id"],
-        session_id=row["session_id"],
-        chunk_id=row["chunk_id"],
-        rank=row["rank"],
-        score=row["score"],
-        query=row["query"],
-        embedding_model=row["embedding_model"],
-        created_at=timestamp_to_pb(row["created_at"]),
-        times_retrieved=row["times_retrieved"],
     )
 
 
@@ -383,13 +350,4 @@ def _check_to_pb(check: Check) -> pb.IndexCheck:
         ghost_ids=flaws.ghost[:_MOST_IDS],
         stale_ids=flaws.stale[:_MOST_IDS],
         recall_at_10=check.recall,
-    )
-
-
-def _hit_to_pb(hit: Hit) -> pb.SearchHit:
-    return pb.SearchHit(
-        chunk=_chunk_to_pb(hit.row),
-        score=hit.candidate.score,
-        vector_score=hit.candidate.vector_score,
-        word_score=hit.candidate.word_score,
     )

@@ -5,11 +5,13 @@ range of BM25 nor the range of a model's cosines matters. (Bruch, Gai, Ingber: "
 fusion functions for hybrid retrieval", 2023, on why this beats reciprocal ranks.)
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from hub_server.retrieval.ranking import Ranked, Scores
+from hub_server.retrieval.ranking import Labels, Ranked, Scores
 
-__all__ = ["CANDIDATES", "WORD_WEIGHT", "fuse"]
+__all__ = ["CANDIDATES", "WORD_WEIGHT", "Fused", "fuse"]
 
 WORD_WEIGHT = 0.5
 
@@ -25,9 +27,19 @@ _NOISE = 1e-5
 CANDIDATES = 200
 
 
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """Rows by their scores, best first; a score is what words and vectors add to it."""
+
+    labels: Labels
+    scores: Scores
+    by_words: Scores
+    by_vectors: Scores
+
+
 def fuse(
     words: Ranked, vectors: Ranked, weight: float = WORD_WEIGHT, depth: int = CANDIDATES
-) -> Ranked:
+) -> Fused:
     """Return the rows of either list: `weight` * scaled word score + the rest * scaled cosine.
 
     `depth` is how long both lists were allowed to be. A row absent from a list has 0 there: in a
@@ -38,15 +50,18 @@ def fuse(
     """
     word_floor = 0.0 if len(words[0]) < depth else None
     if len(words[0]) == 0:
-        return vectors[0], (1 - weight) * _scaled(vectors[1], None)
+        scores = (1 - weight) * _scaled(vectors[1], None)
+        return Fused(vectors[0], scores, np.zeros_like(scores), scores)
     if len(vectors[0]) == 0:
-        return words[0], weight * _scaled(words[1], word_floor)
+        scores = weight * _scaled(words[1], word_floor)
+        return Fused(words[0], scores, scores, np.zeros_like(scores))
     labels = np.union1d(words[0], vectors[0])
-    scores = np.zeros(len(labels))
-    scores[np.searchsorted(labels, words[0])] += weight * _scaled(words[1], word_floor)
-    scores[np.searchsorted(labels, vectors[0])] += (1 - weight) * _scaled(vectors[1], None)
+    by_words, by_vectors = np.zeros(len(labels)), np.zeros(len(labels))
+    by_words[np.searchsorted(labels, words[0])] = weight * _scaled(words[1], word_floor)
+    by_vectors[np.searchsorted(labels, vectors[0])] = (1 - weight) * _scaled(vectors[1], None)
+    scores = by_words + by_vectors
     order = np.lexsort((labels, -scores))
-    return labels[order], scores[order]
+    return Fused(labels[order], scores[order], by_words[order], by_vectors[order])
 
 
 def _scaled(scores: Scores, floor: float | None) -> Scores:

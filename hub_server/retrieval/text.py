@@ -8,6 +8,7 @@ without it is .368.
 import re
 import threading
 import unicodedata
+from collections.abc import Collection, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
@@ -33,15 +34,29 @@ _SAME_STEMMER = {"nb": "no", "nn": "no"}
 _DOTLESS = {"tr", "az"}
 
 
+# Normalizing joins these to what is before them, beside combining marks: vowels and finals of
+# Hangul, and the voiced sounds of narrow Katakana.
+_JOINING = "\u1160-\u11ff\uff9e\uff9f"
+
+
 @cache
-def _pattern() -> re.Pattern[str]:
-    # Python's \w leaves out combining marks, and so would cut Hindi or Thai words at each vowel.
-    marks = "".join(
+def _marks() -> str:
+    return "".join(
         chr(code)
         for code in range(0x300, 0x10000)
         if unicodedata.category(chr(code)) in {"Mn", "Mc"}
     )
-    return re.compile(rf"[{_UNSPACED}]+|(?:(?![{_UNSPACED}])[\w{marks}])+")
+
+
+@cache
+def _pattern() -> re.Pattern[str]:
+    # Python's \w leaves out combining marks, and so would cut Hindi or Thai words at each vowel.
+    return re.compile(rf"[{_UNSPACED}]+|(?:(?![{_UNSPACED}])[\w{_marks()}])+")
+
+
+@cache
+def _letters() -> re.Pattern[str]:
+    return re.compile(rf".[{_marks()}{_JOINING}]*", re.DOTALL)
 
 
 class Analyzer:
@@ -66,6 +81,36 @@ class Analyzer:
     def query_terms(self, text: str) -> list[str]:
         """Return the terms to search by: as `terms`, but single characters only when alone."""
         return self._terms(text, singles=False)
+
+    def matches(self, text: str, terms: Collection[str]) -> list[tuple[int, int]]:
+        """Return where `text` has these terms: ranges of its characters, in order and apart."""
+        folded, places = self._folded(text)
+        words: list[tuple[int, int]] = []
+        found: list[tuple[int, int]] = []
+        for run in _pattern().finditer(folded):
+            if _unspaced_first.match(run.group()):
+                for size in (1, 2):
+                    spans = ((at, at + size) for at in range(run.start(), run.end() - size + 1))
+                    found += (span for span in spans if folded[slice(*span)] in terms)
+            else:
+                words.append(run.span())
+        stems = self._stem([folded[slice(*word)] for word in words])
+        found += (word for word, stem in zip(words, stems, strict=True) if stem in terms)
+        return _joined([(places[start][0], places[end - 1][1]) for start, end in found])
+
+    def _folded(self, text: str) -> tuple[str, Sequence[tuple[int, int]]]:
+        """Return a text folded, and for each of its characters where it was before.
+
+        It is folded letter by letter, marks included, which is what the whole gives: but for
+        Hangul in narrow letters, some of whose syllables stay apart.
+        """
+        if text.isascii():
+            return self._fold(text), [(place, place + 1) for place in range(len(text))]
+        letters = [match.span() for match in _letters().finditer(text)]
+        folded = {letter: self._fold(letter) for letter in {text[slice(*one)] for one in letters}}
+        parts = [(folded[text[slice(*one)]], one) for one in letters]
+        places = [one for part, one in parts for _ in part]
+        return "".join(part for part, _ in parts), places
 
     def _terms(self, text: str, *, singles: bool) -> list[str]:
         words: list[str] = []
@@ -98,6 +143,17 @@ class Analyzer:
 def analyzer(language: str) -> Analyzer:
     """Return the one analyzer of a language: a stemmer remembers up to 10,000 words, some MB."""
     return Analyzer(language)
+
+
+def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return ranges in order, those that overlap or touch as one."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return joined
 
 
 def _stemmer(code: str) -> Any | None:

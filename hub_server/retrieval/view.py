@@ -58,6 +58,10 @@ class Candidate(NamedTuple):
     """Cosine with the query; 0.0 when the row was not among the nearest."""
     word_score: float
     """BM25 score; 0.0 when the row was not among those with matching words."""
+    vector_part: float
+    """What the cosine adds to `score`."""
+    word_part: float
+    """What the BM25 score adds to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,7 +347,8 @@ def proposed(
 def _proposed(
     words: Ranked, vectors: Ranked, row_id: Callable[[int], str], limit: int, depth: int
 ) -> list[Candidate]:
-    labels, scores = fuse(words, vectors, depth=depth)
+    fused = fuse(words, vectors, depth=depth)
+    labels, scores = fused.labels, fused.scores
     if limit <= 0 or len(labels) == 0:
         return []
     places = np.round(-scores, _TIE_PLACES)
@@ -358,6 +363,8 @@ def _proposed(
         scores[:most].tolist(),
         _scores_of(vectors, labels, chosen),
         _scores_of(words, labels, chosen),
+        fused.by_vectors[:most].tolist(),
+        fused.by_words[:most].tolist(),
         strict=True,
     )
     return [Candidate(*row[1:]) for row in sorted(rows)[:limit]]

@@ -11,7 +11,13 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from hub_client.v1 import options_pb2
+from hub_client.v1 import (
+    MetadataEquals,
+    MetadataFilter,
+    MetadataFilters,
+    MetadataValue,
+    options_pb2,
+)
 from hub_client.v1.options_pb2 import FieldLimits
 from tests.contract.wire import METHODS
 
@@ -83,12 +89,17 @@ def limits_of(field: FieldDescriptor) -> FieldLimits:
 def fields_of(
     descriptor: Descriptor, above: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], FieldDescriptor]]:
-    """Yield every field of a request, and of the hub's messages within it, with its path."""
+    """Yield every field of a request, and of the hub's messages within it, with its path.
+
+    Filters hold filters, without end, and are looked at by tests of their own.
+    """
     for field in descriptor.fields:
         path = (*above, field.name)
         yield path, field
         inner = field.message_type
-        if inner is not None and inner.file.package == descriptor.file.package:
+        if inner is None or inner.name == "MetadataFilter":
+            continue
+        if inner.file.package == descriptor.file.package:
             yield from fields_of(
                 inner, (*above, field.name + _FIRST) if field.is_repeated else path
             )
@@ -184,6 +195,8 @@ def _bad_messages(name: str, limits: FieldLimits) -> Iterator[tuple[str, Any]]:
     if name == "google.protobuf.Struct":
         yield "max_bytes", struct_of(limits.max_bytes + 1)
         yield from (("struct", value) for value in _bad_structs())
+    elif name == "hub.v1.MetadataFilter":
+        yield "max_bytes", filter_of(limits.max_bytes + 1)
     elif name == "google.protobuf.FieldMask":
         yield "max_bytes", field_mask_pb2.FieldMask(paths=["x" * limits.max_bytes])
 
@@ -247,6 +260,17 @@ def struct_of(size: int) -> struct_pb2.Struct:
         if struct.ByteSize() == size:
             return struct
         length -= struct.ByteSize() - size
+
+
+def filter_of(size: int) -> MetadataFilter:
+    """Return a filter that takes at least so many bytes."""
+    value = MetadataValue(text="x" * 2000)
+    return MetadataFilter(
+        all_of=MetadataFilters(
+            filters=[MetadataFilter(equals=MetadataEquals(path=["k"], value=value))]
+            * (size // 2000 + 1)
+        )
+    )
 
 
 def nested_structs(levels: int) -> struct_pb2.Struct:

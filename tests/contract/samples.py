@@ -20,6 +20,7 @@ from hub_client.v1 import (
     BatchAppendMessagesRequest,
     BatchMessage,
     BatchRememberRequest,
+    BatchSearchRequest,
     ChangePasswordRequest,
     CheckIndexRequest,
     Chunking,
@@ -88,6 +89,7 @@ from hub_client.v1 import (
     RevokeLoginRequest,
     Role,
     SearchMessagesRequest,
+    SearchQuery,
     SearchRequest,
     SettleTokensRequest,
     TenantSettings,
@@ -434,6 +436,9 @@ _SAMPLES: Final[dict[str, Callable[[World], Message]]] = {
     "DeleteDocument": lambda world: DeleteDocumentRequest(document_id=world.spare_document_id),
     "Search": lambda world: SearchRequest(
         user_id=world.user_id, query="leaves", session_id=world.session_id
+    ),
+    "BatchSearch": lambda world: BatchSearchRequest(
+        user_id=world.user_id, queries=[SearchQuery(query="leaves")], session_id=world.session_id
     ),
     "GetIndexStats": lambda world: GetIndexStatsRequest(
         user_id=world.user_id, kind=IndexKind.INDEX_KIND_KNOWLEDGE

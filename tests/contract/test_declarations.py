@@ -44,7 +44,11 @@ _WITHOUT_RESOURCE: Final = (
     "CreatePasswordReset",
     "ConfirmPasswordReset",
 )
-_CREATING: Final = ("Create", "Add", "Append", "Batch", "Fork", "Reserve", "Ingest", "Remember")
+_CREATING: Final = (
+    *("Create", "Add", "Append", "BatchAppend", "BatchRemember", "Fork", "Reserve", "Ingest"),
+    "Remember",
+)
+_READING: Final = ("Watch", "Check", "WhoAmI", "Introspect", "Export")
 
 of_each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 
@@ -74,7 +78,7 @@ def test_there_are_four_services() -> None:
         "hub.v1.MemoryService",
         "hub.v1.KnowledgeService",
     }
-    assert len(METHODS) == 84
+    assert len(METHODS) == 85
 
 
 @of_each_method
@@ -89,9 +93,7 @@ def test_a_method_declares_its_level(method: MethodDescriptor) -> None:
 def test_a_method_declares_whether_it_writes(method: MethodDescriptor) -> None:
     """A name tells the same: what gets, lists, looks for or tells reads, all else writes."""
     access = method.GetOptions().Extensions[options_pb2.access]
-    reads = method.name.startswith(
-        ("Get", "List", "Search", "Recall", "Watch", "Check", "WhoAmI", "Introspect", "Export")
-    )
+    reads = method.name.startswith(("Get", "List", "Recall", "Search", "BatchSearch", *_READING))
     assert access == (Access.ACCESS_READ if reads else Access.ACCESS_WRITE)
 
 

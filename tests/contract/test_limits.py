@@ -36,6 +36,8 @@ _NOT_CALLED: Final = {
     # They must fit each other and the user's chunks; tests/integration tries them.
     "Search-vector-max_bytes",
     "Search-embedding_model-max_length",
+    "BatchSearch-queries[0].vector-max_bytes",
+    "BatchSearch-queries[0].embedding_model-max_length",
     *(
         f"{config}.timezone-{limit}"
         for config in _CONFIGS

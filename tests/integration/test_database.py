@@ -488,7 +488,7 @@ def rewritten(pattern: str, replacement: str = "") -> Iterator[list[tuple[str, s
             changed.append((statement, other))
         return other
 
-    with _passing(rewrite):
+    with passing(rewrite):
         yield changed
 
 
@@ -502,12 +502,12 @@ def statements() -> Iterator[list[str]]:
             seen.append(statement)
         return statement
 
-    with _passing(note):
+    with passing(note):
         yield seen
 
 
 @contextmanager
-def _passing(through: Callable[[str], str]) -> Iterator[None]:
+def passing(through: Callable[[str], str]) -> Iterator[None]:
     """Let every statement on its way to Postgres pass through a function."""
     execute = psycopg.AsyncCursor.execute
 

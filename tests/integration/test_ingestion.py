@@ -23,9 +23,11 @@ from hub_server.ids import new_id
 from hub_server.jobs import splitting
 from hub_server.jobs.ingestion import Ingestion, _Attempt
 from hub_server.knowledge.repository import claim_document
-from hub_server.knowledge.service import Asked, KnowledgeService
+from hub_server.knowledge.search import Asked, KnowledgeSearch, Served
+from hub_server.knowledge.service import KnowledgeService
 from hub_server.migrations import migrate
 from hub_server.retrieval.views import Views
+from hub_server.rows import Row
 from hub_server.search import Search
 from hub_server.settings import Settings
 
@@ -104,8 +106,18 @@ class Library:
     @property
     def service(self) -> KnowledgeService:
         """The rules of knowledge, which wake no ingestion."""
-        search = Search(self.embedder, Views(exact_max_bytes=1 << 24, memory_bytes=1 << 28))
-        return KnowledgeService(self.database, search, lambda: None)
+        return KnowledgeService(self.database, self._search, lambda: None)
+
+    @property
+    def _search(self) -> Search:
+        return Search(self.embedder, Views(exact_max_bytes=1 << 24, memory_bytes=1 << 28))
+
+    async def search(self, query: str) -> Row:
+        """Return the chunk that fits best."""
+        asked = Asked(query, top_k=1)
+        rules = KnowledgeSearch(self.database, self._search)
+        ((found,),) = await rules.search(self.caller, self.user_id, [asked], Served())
+        return found.hit.row
 
     async def add(self, text: str, title: str = "A title") -> str:
         """Ingest a document, which then waits; return its id."""
@@ -421,7 +433,6 @@ async def test_what_is_finished_is_found(library: Library, model: Embedder) -> N
     document_id = await library.add(LARGE)
     async with ingesting(library, model):
         await until_settled(library, document_id)
-    asked = Asked("bird number 59", top_k=1)
-    hits = await library.service.search(library.caller, library.user_id, asked)
-    assert "bird number 59." in hits[0].row["content"]
-    assert hits[0].row["metadata"]["chunk_index"] >= library.indexes(document_id)[-2]
+    chunk = await library.search("bird number 59")
+    assert "bird number 59." in chunk["content"]
+    assert chunk["metadata"]["chunk_index"] >= library.indexes(document_id)[-2]

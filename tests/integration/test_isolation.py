@@ -45,6 +45,7 @@ from tests.integration.test_database import own_hub, rewritten, token_of
 from tests.integration.test_rpc import METHODS, Answer, ask
 from tests.support import Hub, Tenant, settled
 
+_FILTERS = (".actor_credential_id", ".ListRetrievalsRequest.message_id")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # One WHERE each: of GetSession, AppendMessage, GetMemory, GetDocument, GetUser and ListUsers.
 _FORGOTTEN = (
@@ -425,7 +426,7 @@ def _fill(message: Message, ids: dict[str, str]) -> None:
 def _id_fields(descriptor: Descriptor) -> Iterator[tuple[str, ...]]:
     """Yield the paths of all fields that hold an id."""
     for field in descriptor.fields:
-        if field.name == "actor_credential_id" or field.is_repeated:
+        if field.full_name.endswith(_FILTERS) or field.is_repeated:
             continue  # a filter: what it does not find is an empty list
         if field.GetOptions().Extensions[options_pb2.limits].uuid:
             yield (field.name,)

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 from google.protobuf import json_format
 
 from hub_client import AsyncHubClient
@@ -24,7 +23,7 @@ from hub_client.v1 import (
     UserConfig,
 )
 from hub_server.ids import new_id
-from tests.integration.test_database import statements
+from tests.integration.test_database import passing, statements
 from tests.support import Hub, Tenant, in_memory_only, running_hub, settled
 
 _READY = DocumentStatus.DOCUMENT_STATUS_READY
@@ -167,16 +166,14 @@ async def test_a_chunk_deleted_while_a_search_runs_is_not_returned(
     assert len(await _search(tenant.client, user, "owls")) == 1
     deleted: list[tuple[Any, ...]] = []
 
-    def delete_before_the_final_read(*arguments: Any) -> None:
-        if "FROM chunks JOIN documents" in arguments[2] and not deleted:
+    def delete_before_the_final_read(sent: str) -> str:
+        if "AS asked (chunk_id)" in sent and not deleted:
             statement = "UPDATE documents SET deleted_at = now() WHERE document_id = %s RETURNING 1"
             deleted.extend(tenant.hub.sql(statement, gone.document_id))
+        return sent
 
-    sa.event.listen(sa.Engine, "before_cursor_execute", delete_before_the_final_read)
-    try:
+    with passing(delete_before_the_final_read):
         assert await _search(tenant.client, user, "owls") == []
-    finally:
-        sa.event.remove(sa.Engine, "before_cursor_execute", delete_before_the_final_read)
     assert deleted
 
 

@@ -15,8 +15,9 @@ def _list(scores: dict[int, float]) -> Ranked:
 def _fused(
     words: dict[int, float], vectors: dict[int, float], weight: float = 0.5, depth: int = 200
 ) -> dict[int, float]:
-    labels, scores = fuse(_list(words), _list(vectors), weight, depth)
-    return dict(zip(labels.tolist(), scores.tolist(), strict=True))
+    fused = fuse(_list(words), _list(vectors), weight, depth)
+    assert fused.scores == pytest.approx(fused.by_words + fused.by_vectors)
+    return dict(zip(fused.labels.tolist(), fused.scores.tolist(), strict=True))
 
 
 def test_each_list_is_scaled_by_its_own_range() -> None:
@@ -50,8 +51,8 @@ def test_the_weight_is_that_of_the_words() -> None:
 
 def test_equal_rows_come_in_the_order_of_labels() -> None:
     """Ties are decided by label, whichever list a row is in."""
-    labels, _ = fuse(_list({7: 2.0, 3: 2.0}), _list({5: 0.4, 1: 0.4}))
-    assert labels.tolist() == [1, 3, 5, 7]
+    fused = fuse(_list({7: 2.0, 3: 2.0}), _list({5: 0.4, 1: 0.4}))
+    assert fused.labels.tolist() == [1, 3, 5, 7]
 
 
 def test_rounding_noise_is_not_scaled_up() -> None:
@@ -62,4 +63,4 @@ def test_rounding_noise_is_not_scaled_up() -> None:
 def test_lists_without_range_or_rows() -> None:
     """A lone row has 1 in its list, and empty lists give an empty one."""
     assert _fused({1: 0.1}, {2: -0.3}) == pytest.approx({1: 0.5, 2: 0.5})
-    assert fuse(nothing(), nothing())[0].size == 0
+    assert fuse(nothing(), nothing()).labels.size == 0

@@ -3,6 +3,8 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hub_server.retrieval.text import Analyzer
 
@@ -94,3 +96,39 @@ def test_threads_may_share_an_analyzer() -> None:
     alone = [analyzer.terms(text) for text in texts]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(analyzer.terms, texts)) == alone
+
+
+@pytest.mark.parametrize(
+    ("text", "query", "matches"),
+    [
+        ("The hunters HUNT owls", "hunting owl", ["HUNT", "owls"]),
+        ("\uff12\uff16 ﬁsh", "26 fish", ["\uff12\uff16", "ﬁsh"]),
+        ("naïve nai\u0308ve", "naïve", ["naïve", "nai\u0308ve"]),
+        ("東京都に住む。京都", "京都", ["京都", "京都"]),
+        ("東京都に住む", "東京都", ["東京都"]),
+        ("東京都", "京", ["京"]),
+        ("ｶﾞｽ", "ガス", ["ｶﾞｽ"]),
+        ("½ cup", "2", ["½"]),
+        ("", "owl", []),
+        ("owl", "...", []),
+    ],
+)
+def test_matching_words_are_found_where_they_stand(
+    text: str, query: str, matches: list[str]
+) -> None:
+    """In the text as it was written, whatever folding made of it."""
+    analyzer = Analyzer("en")
+    ranges = analyzer.matches(text, set(analyzer.query_terms(query)))
+    assert [text[start:end] for start, end in ranges] == matches
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
+def test_every_word_of_a_text_matches_itself(text: str) -> None:
+    """Its own terms cover just what is searched: all its words, and nothing between them."""
+    analyzer = Analyzer("xx")
+    ranges = analyzer.matches(text, set(analyzer.terms(text)))
+    assert bool(ranges) == bool(analyzer.terms(text))
+    assert all(analyzer.terms(text[start:end]) for start, end in ranges)
+    between = [0, *(place for one in ranges for place in one), len(text)]
+    gaps = zip(between[::2], between[1::2], strict=True)
+    assert not any(analyzer.terms(text[start:end]) for start, end in gaps)

@@ -1,0 +1,297 @@
+"""Rules of the search over knowledge. Knows no gRPC."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hub_server import spaces
+from hub_server.caller import Caller
+from hub_server.database import Database
+from hub_server.errors import HubError, Reason
+from hub_server.knowledge.filters import Condition
+from hub_server.knowledge.repository import KnowledgeRepository
+from hub_server.knowledge.search_repository import SearchRepository
+from hub_server.knowledge.service import KIND
+from hub_server.knowledge.vectors import check_dimension
+from hub_server.retrieval.text import analyzer
+from hub_server.retrieval.view import Change
+from hub_server.rows import Row, active_user
+from hub_server.search import DEFAULT_TOP_K, Hit, Pull, Query, Search, Source
+
+# What a filter leaves is searched exactly when it is so few chunks, and sought among all when it is
+# more: then they are no longer rare. It takes Postgres some 10 ms to find a thousand of 100,000.
+_MOST_AMONG: Final = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What to look for, how, and in which chunks (no documents = in all)."""
+
+    query: str
+    top_k: int = 0
+    mode: str = "hybrid"  # | semantic | lexical
+    min_score: float = 0.0
+    document_ids: Sequence[str] = ()
+    max_per_document: int = 0
+    condition: Condition | None = None
+    neighbours: int = 0
+    vector: NDArray[np.float32] | None = None
+    """What to look for in meaning, instead of the query's own; None = that."""
+    embedding_model: str = ""
+    """The model of the vector; empty = the hub's own."""
+    within: str = ""
+    """What stands before its fields where errors name them."""
+
+    @property
+    def is_to_embed(self) -> bool:
+        """Whether the query is looked for in meaning, and has no vector yet."""
+        return self.vector is None and self.mode != "lexical"
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether some chunks are not asked for."""
+        return bool(self.document_ids) or self.condition is not None
+
+    def chosen(self, hits: Sequence[Hit]) -> Sequence[Hit]:
+        """Return the hits that score enough, so many of each document at most."""
+        seen: Counter[str] = Counter()
+        found = []
+        for hit in hits:
+            document_id = hit.row["document_id"]
+            seen[document_id] += 1
+            is_one_too_many = 0 < self.max_per_document < seen[document_id]
+            if hit.candidate.score >= self.min_score and not is_one_too_many:
+                found.append(hit)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The session that searches serve (empty = none), and its message (empty = not told)."""
+
+    session_id: str = ""
+    message_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A hit with what is around it: none where that was not asked for."""
+
+    hit: Hit
+    span: Sequence[Row] = ()
+    chunk_ids: Sequence[str] = ()
+    """Of the hits in the span, best first."""
+    highlights: Sequence[tuple[int, int]] = ()
+    """Where the hit's chunk has words of the query."""
+
+
+class KnowledgeSearch:
+    """Finds chunks of users."""
+
+    def __init__(self, database: Database, search: Search) -> None:
+        """Search with the views of this process."""
+        self._database = database
+        self._search = search
+
+    async def search(
+        self, caller: Caller, user_id: str, several: Sequence[Asked], served: Served
+    ) -> Sequence[Sequence[Found]]:
+        """Return for each search the chunks that fit, best first.
+
+        Raises INVALID_FIELD, NOT_FOUND, USER_DISABLED or FEATURE_DISABLED.
+        """
+        state = await self._state(caller, user_id, served)
+        vectors = await self._vectors(caller, user_id, several)
+        hits = [
+            await self._hits(caller, user_id, state, asked, vector)
+            for asked, vector in zip(several, vectors, strict=True)
+        ]
+        found = [
+            await self._found(caller, user_id, asked, one)
+            for asked, one in zip(several, hits, strict=True)
+        ]
+        language = state["preferred_language"]
+        shown = await asyncio.to_thread(_highlighted, language, several, found)
+        if served.session_id and any(hits):
+            await self._record(caller, user_id, served, several, hits)
+        return shown
+
+    async def source(self, caller: Caller, user_id: str) -> Source:
+        """Return what a view of a user's chunks is made of. Raises NOT_FOUND or USER_DISABLED."""
+        async with self._database.statement(caller) as connection:
+            state = active_user(await spaces.state(connection, caller.tenant_id, user_id, KIND))
+        space = self._search.space(caller.tenant_id, user_id, KIND)
+        return Source(space, state, self._pull(caller, user_id, self._search.model))
+
+    def _pull(self, caller: Caller, user_id: str, model: str) -> Pull:
+        async def pull(after: int) -> Sequence[Change]:
+            async with self._database.statement(caller) as connection:
+                repository = KnowledgeRepository(connection, caller.tenant_id)
+                return await repository.changes(user_id, model, after)
+
+        return pull
+
+    async def _state(self, caller: Caller, user_id: str, served: Served) -> Row:
+        """Return the space's state, when the user may search it for this session."""
+        async with self._database.statement(caller) as connection:
+            state = active_user(await spaces.state(connection, caller.tenant_id, user_id, KIND))
+        if not state["enable_rag"]:
+            raise HubError(Reason.REASON_FEATURE_DISABLED, feature="enable_rag")
+        if served.session_id:
+            async with self._database.statement(caller) as connection:
+                repository = SearchRepository(connection, caller.tenant_id, user_id)
+                answer = await repository.served(served.session_id, served.message_id)
+            for resource in ("session", "message"):
+                if not answer[f"has_{resource}"]:
+                    raise HubError(Reason.REASON_NOT_FOUND, resource=resource)
+        return state
+
+    async def _vectors(
+        self, caller: Caller, user_id: str, several: Sequence[Asked]
+    ) -> Sequence[NDArray[np.float32] | None]:
+        """Return what each looks for in meaning; None = nothing.
+
+        Raises INVALID_FIELD where the user has no vectors of a model, or of another dimension.
+        """
+        for asked in several:
+            if asked.vector is not None:
+                await self._check_vector(caller, user_id, asked, asked.vector)
+        texts = [asked.query for asked in several if asked.is_to_embed]
+        made = iter(await self._search.embed_all(texts) if texts else ())
+        return [next(made) if asked.is_to_embed else asked.vector for asked in several]
+
+    async def _check_vector(
+        self, caller: Caller, user_id: str, asked: Asked, vector: NDArray[np.float32]
+    ) -> None:
+        model = asked.embedding_model or self._search.model
+        if (known := self._search.dimension_of(model)) is None:
+            async with self._database.statement(caller) as connection:
+                repository = KnowledgeRepository(connection, caller.tenant_id)
+                known = await repository.dimension(user_id, model)
+        if known is None:
+            field = f"{asked.within}embedding_model"
+            raise HubError.invalid(field, "must be a model of the user's chunks")
+        check_dimension(f"{asked.within}vector", len(vector), model, known)
+
+    async def _hits(
+        self,
+        caller: Caller,
+        user_id: str,
+        state: Row,
+        asked: Asked,
+        vector: NDArray[np.float32] | None,
+    ) -> Sequence[Hit]:
+        among, model = None, asked.embedding_model or self._search.model
+        if asked.is_filtered:
+            async with self._database.statement(caller) as connection:
+                repository = SearchRepository(connection, caller.tenant_id, user_id)
+                among = await repository.filtered(
+                    asked.document_ids, asked.condition, _MOST_AMONG + 1
+                )
+        if among is not None and len(among) > _MOST_AMONG:
+            among = None
+
+        async def read(chunk_ids: Sequence[str]) -> Mapping[str, Row]:
+            async with self._database.statement(caller) as connection:
+                repository = SearchRepository(connection, caller.tenant_id, user_id)
+                return await repository.shown_chunks(chunk_ids, asked.document_ids, asked.condition)
+
+        space = self._search.space(caller.tenant_id, user_id, KIND, model)
+        pull = self._pull(caller, user_id, model)
+        query = Query("" if asked.mode == "semantic" else asked.query, vector)
+        top_k = asked.top_k or DEFAULT_TOP_K
+        return await self._search.hits(space, state, query, top_k, pull, read, asked.chosen, among)
+
+    async def _found(
+        self, caller: Caller, user_id: str, asked: Asked, hits: Sequence[Hit]
+    ) -> Sequence[Found]:
+        """Return the hits with what is around them, when that is asked for.
+
+        It is read after the hits: one that is gone by then, is gone.
+        """
+        if not asked.neighbours or not hits:
+            return [Found(hit) for hit in hits]
+        spans = joined([_place(hit) for hit in hits], asked.neighbours)
+        async with self._database.statement(caller) as connection:
+            repository = SearchRepository(connection, caller.tenant_id, user_id)
+            rows = await repository.spans(spans)
+        found: dict[int, list[Hit]] = {}
+        for hit in hits:
+            text, index = _place(hit)
+            place = next(
+                place
+                for place, (document_id, first, last) in enumerate(spans)
+                if document_id == text and first <= index <= last
+            )
+            if any(row["chunk_id"] == hit.row["chunk_id"] for row in rows.get(place, ())):
+                found.setdefault(place, []).append(hit)
+        return [
+            Found(of_it[0], rows[place], [hit.row["chunk_id"] for hit in of_it])
+            for place, of_it in found.items()
+        ]
+
+    async def _record(
+        self,
+        caller: Caller,
+        user_id: str,
+        served: Served,
+        several: Sequence[Asked],
+        hits: Sequence[Sequence[Hit]],
+    ) -> None:
+        searches = [
+            [
+                {
+                    "chunk_id": hit.row["chunk_id"],
+                    "score": hit.candidate.score,
+                    "query": asked.query,
+                    "embedding_model": asked.embedding_model or self._search.model,
+                }
+                for hit in of_it
+            ]
+            for asked, of_it in zip(several, hits, strict=True)
+        ]
+        async with self._database.statement(caller) as connection:
+            await SearchRepository(connection, caller.tenant_id, user_id).record(
+                searches, session_id=served.session_id, message_id=served.message_id or None
+            )
+
+
+def joined(places: Sequence[tuple[str, int]], reach: int) -> Sequence[tuple[str, int, int]]:
+    """Return the spans around places in texts: text, first and last.
+
+    Those of one text that touch or overlap are one.
+    """
+    spans: list[tuple[str, int, int]] = []
+    for text, place in sorted(places):
+        first, last = max(place - reach, 0), place + reach
+        if spans and spans[-1][0] == text and first <= spans[-1][2] + 1:
+            spans[-1] = (text, spans[-1][1], last)
+        else:
+            spans.append((text, first, last))
+    return spans
+
+
+def _place(hit: Hit) -> tuple[str, int]:
+    return hit.row["document_id"], hit.row["chunk_index"]
+
+
+def _highlighted(
+    language: str, several: Sequence[Asked], found: Sequence[Sequence[Found]]
+) -> Sequence[Sequence[Found]]:
+    """Return what was found with the words that match the query."""
+    rules = analyzer(language)
+
+    def marked(asked: Asked, of_it: Sequence[Found]) -> Sequence[Found]:
+        if asked.mode == "semantic":
+            return of_it
+        terms = frozenset(rules.query_terms(asked.query))
+        texts = [one.hit.row["content"] for one in of_it]
+        words = [rules.matches(text, terms) for text in texts]
+        return [replace(one, highlights=them) for one, them in zip(of_it, words, strict=True)]
+
+    return [marked(*one) for one in zip(several, found, strict=True)]
