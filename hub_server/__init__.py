@@ -18,6 +18,7 @@ knowledge    what is known                     models      the tables
              identity has more: logins and refresh (tokens), keys (service keys, tenants),
              authentication, secrets, scopes, owner (for ``hub admin``), wire, and SQL for each
 
+erasure      the list of what is a user's, and what stays of who was erased
 audit        who did what: one event in the transaction of the act
 wakeups      who waits for a change of a row, in whichever process it is made
 tokenizer    counts tokens where callers do not
@@ -26,7 +27,7 @@ spaces       the counter by which a view knows that it is up to date
 pgvector     the engine that searches vectors in Postgres; vector_store is its SQL
 retrieval    views: vectors, BM25, fusion; knows no gRPC and no SQL
 embedding    texts to vectors
-jobs         background work: ingestion, embedding of messages, purge
+jobs         background work: ingestion, embedding of messages, purge, erasing
 
 database     engine, pooled connections that carry their tenant, transactions
 postgres     the embedded Postgres

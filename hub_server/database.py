@@ -220,7 +220,15 @@ async def _lent(engine: AsyncEngine, seconds: float) -> AsyncIterator[AsyncConne
                 await connection.invalidate()
                 raise
     except (DBAPIError, psycopg.Error, PoolTimeoutError, TimeoutError) as error:
+        if _is_of_nobody(error):
+            raise HubError(Reason.REASON_NOT_FOUND, resource="user") from error
         raise HubError(_reason(error)) from error
+
+
+def _is_of_nobody(error: Exception) -> bool:
+    """Tell whether a row was to refer to one that is gone, which only erasure removes."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return isinstance(cause, psycopg.errors.ForeignKeyViolation)
 
 
 def _reason(

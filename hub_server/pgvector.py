@@ -162,11 +162,18 @@ class PgVector:
                 await VectorStore(connection, space).forget()
             await self._followed(space, dimension, last_seq, pull)
 
-    async def forget(self, space: Space) -> None:
-        """Remove the vectors and words of a tenant's user's kind, of whatever model."""
+    async def forget(self, space: Space) -> int:
+        """Remove the vectors and words of a tenant's user's kind; return how many views of words.
+
+        Vectors are rows, and counted as such where they are erased.
+        """
         async with self._database.statement(_caller(space)) as connection:
             await VectorStore(connection, space).forget()
-        await self._words.forget(_of_words(space))
+        return await self._words.forget(_of_words(space))
+
+    async def owners(self) -> set[tuple[str, str]]:
+        """Return the tenants' users of whose words there are views, in memory or in files."""
+        return await self._words.owners()
 
     async def removed(self, space: Space, seq: int) -> None:
         """Remove the files of words; Postgres follows with the next search."""

@@ -4,9 +4,10 @@ import asyncio
 import datetime as dt
 import gc
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import Final, cast
+from functools import partial
+from typing import Any, Final, cast
 
 import grpc
 import structlog
@@ -24,13 +25,15 @@ from hub_server.chat.tokens import Tokens
 from hub_server.chat.watching import Watches
 from hub_server.database import Database
 from hub_server.embedding import Embedder, load_embedder, remote
+from hub_server.erasure.service import Erasures
 from hub_server.identity.authentication import Authenticator
 from hub_server.identity.first_start import ensure_default_tenant, read_peppers, shared_key
 from hub_server.identity.keys import Keys, Tenants
-from hub_server.identity.logins import Logins, Terms
+from hub_server.identity.logins import Logins, Terms, account_of
 from hub_server.identity.service import IdentityService
 from hub_server.identity.servicer import IdentityServicer
-from hub_server.jobs import purge
+from hub_server.jobs import forgetting, purge
+from hub_server.jobs.erasure import Erasing
 from hub_server.jobs.ingestion import Ingestion
 from hub_server.jobs.message_embedding import MessageEmbedding
 from hub_server.knowledge.index import Indexes
@@ -95,8 +98,8 @@ async def serving(
         if (close := getattr(embedder, "close", None)) is not None:
             stack.callback(close)
         embedding = MessageEmbedding(database, embedder)
-        servicers, ingestion = await _compose(settings, database, embedder, embedding, clock, stack)
-        for job in (ingestion.run(), embedding.run(), purge.run(database)):
+        servicers, jobs = await _compose(settings, database, embedder, embedding, clock, stack)
+        for job in (*jobs, embedding.run(), purge.run(database)):
             stack.push_async_callback(_cancel, asyncio.create_task(job))
         yield await _listen(settings, database, servicers, stack)
 
@@ -137,8 +140,8 @@ async def _compose(
     embedding: MessageEmbedding,
     clock: Clock,
     stack: AsyncExitStack,
-) -> tuple[dict[str, object], Ingestion]:
-    """Build the servicers, by room, and the ingestion that works for them."""
+) -> tuple[dict[str, object], Sequence[Coroutine[Any, Any, None]]]:
+    """Build the servicers, by room, and the jobs that work for them."""
     pages = PageTokens(await shared_key(database, "page_token"))
     peppers = read_peppers(settings)
     passwords = await asyncio.to_thread(Passwords, peppers, settings.password_min_length)
@@ -158,17 +161,19 @@ async def _compose(
         window=dt.timedelta(seconds=settings.login_window),
         account_key=await shared_key(database, "login_throttle"),
     )
+    wakeups = Wakeups(database)
+    if settings.pooler == "none":  # through a pooler nobody can listen, so watchers look again
+        stack.push_async_callback(_cancel, asyncio.create_task(wakeups.run()))
+    erasing = Erasing(database, index, partial(account_of, terms.account_key), lease)
     identity = IdentityServicer(
         IdentityService(database, passwords),
         Logins(database, passwords, terms),
         Keys(database),
         Tenants(database),
         Transfers(database),
+        Erasures(database, wakeups, erasing.wake, await shared_key(database, "erasure")),
         pages,
     )
-    wakeups = Wakeups(database)
-    if settings.pooler == "none":  # through a pooler nobody can listen, so watchers look again
-        stack.push_async_callback(_cancel, asyncio.create_task(wakeups.run()))
     knowledge = KnowledgeService(database, search, ingestion.wake)
     found = KnowledgeSearch(database, search)
     memory = MemoryService(database, search, _memory_rules(settings), clock)
@@ -196,7 +201,7 @@ async def _compose(
             Indexes(search, sources),
             pages,
         ),
-    }, ingestion
+    }, (ingestion.run(), erasing.run(), forgetting.run(database, index, wakeups))
 
 
 def _index(settings: Settings, database: Database) -> Index:

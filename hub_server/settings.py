@@ -125,7 +125,7 @@ class Settings(BaseSettings):
     ingestion_lease: float = Field(
         default=60.0,
         gt=0,
-        description="Seconds after which another worker takes over an ingestion.",
+        description="Seconds after which another worker takes over an ingestion or an erasure.",
     )
     drain: float = Field(
         default=10.0, ge=0, description="Seconds that running calls get at shutdown."

@@ -5,6 +5,8 @@ the next ``seq`` of its space in the same transaction; the counter's row lock ma
 seqs the order of commits, so a view that read up to seq n has seen everything before n.
 """
 
+from typing import Final
+
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -13,10 +15,12 @@ from hub_server.database import identifier, tenant_table
 from hub_server.identity.models import user_configs, users
 from hub_server.rows import Row
 
+KINDS: Final = ("knowledge", "memory", "messages")
+
 spaces = tenant_table(
     "spaces",
     identifier("user_id", nullable=False),
-    sa.Column("kind", sa.Text, nullable=False),  # memory | knowledge | messages
+    sa.Column("kind", sa.Text, nullable=False),  # of KINDS
     sa.Column("last_seq", sa.BigInteger, nullable=False),
     sa.PrimaryKeyConstraint("tenant_id", "user_id", "kind"),
     sa.ForeignKeyConstraint(["tenant_id", "user_id"], ["users.tenant_id", "users.user_id"]),

@@ -78,8 +78,16 @@ from hub_client.v1.identity_pb2 import (
     DeactivateUserResponse,
     DeleteUserRequest,
     DeleteUserResponse,
+    EraseTenantRequest,
+    EraseTenantResponse,
+    EraseUserRequest,
+    EraseUserResponse,
     GetDefaultConfigRequest,
     GetDefaultConfigResponse,
+    GetErasureRequest,
+    GetErasureResponse,
+    GetTenantErasureRequest,
+    GetTenantErasureResponse,
     GetTenantRequest,
     GetTenantResponse,
     GetTenantSettingsRequest,
@@ -880,6 +888,38 @@ class IdentityClient:
             "/hub.v1.IdentityService/ExportUser", request, ExportUserResponse, timeout
         )
 
+    def erase_user(
+        self, request: EraseUserRequest, *, timeout: float | None = None
+    ) -> EraseUserResponse:
+        """Erases a user for ever: his rows in every table, the views and files that
+        searches keep of them, and his id in the audit log.
+
+        From this call on every call of and for him is answered as if he did not
+        exist, in every process, and what watches his sessions ends. The rows go a few
+        at a time, in the background, through restarts of the hub. The answer comes
+        when nothing is left, or shortly before the call's deadline, with the state
+        RUNNING then: see GetErasure. His email is free again once it is FINISHED.
+
+        Calling it again returns the same erasure. Who is deleted may be erased, too.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/EraseUser", request, EraseUserResponse, timeout
+        )
+
+    def get_erasure(
+        self, request: GetErasureRequest, *, timeout: float | None = None
+    ) -> GetErasureResponse:
+        """Returns how far the erasure of a user is, and its receipt: the latest one, if
+        somebody of that id was erased more than once.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/GetErasure", request, GetErasureResponse, timeout
+        )
+
     def login(self, request: LoginRequest, *, timeout: float | None = None) -> LoginResponse:
         """Exchanges an email and a password for a user token and a refresh token.
 
@@ -1196,6 +1236,30 @@ class IdentityClient:
             "/hub.v1.IdentityService/ActivateTenant", request, ActivateTenantResponse, timeout
         )
 
+    def erase_tenant(
+        self, request: EraseTenantRequest, *, timeout: float | None = None
+    ) -> EraseTenantResponse:
+        """Erases a tenant for ever: its users with all that is theirs, its keys, its
+        settings, its audit log and the receipts of users who were erased before. In
+        all else as EraseUser. Its name is free again once it is FINISHED.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/EraseTenant", request, EraseTenantResponse, timeout
+        )
+
+    def get_tenant_erasure(
+        self, request: GetTenantErasureRequest, *, timeout: float | None = None
+    ) -> GetTenantErasureResponse:
+        """Returns how far the erasure of a tenant is, and its receipt.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.IdentityService/GetTenantErasure", request, GetTenantErasureResponse, timeout
+        )
+
 
 class AsyncIdentityClient:
     """Keeps the users of a tenant, their configuration and their credentials.
@@ -1328,6 +1392,38 @@ class AsyncIdentityClient:
         """
         return self._transport.stream(
             "/hub.v1.IdentityService/ExportUser", request, ExportUserResponse, timeout
+        )
+
+    async def erase_user(
+        self, request: EraseUserRequest, *, timeout: float | None = None
+    ) -> EraseUserResponse:
+        """Erases a user for ever: his rows in every table, the views and files that
+        searches keep of them, and his id in the audit log.
+
+        From this call on every call of and for him is answered as if he did not
+        exist, in every process, and what watches his sessions ends. The rows go a few
+        at a time, in the background, through restarts of the hub. The answer comes
+        when nothing is left, or shortly before the call's deadline, with the state
+        RUNNING then: see GetErasure. His email is free again once it is FINISHED.
+
+        Calling it again returns the same erasure. Who is deleted may be erased, too.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/EraseUser", request, EraseUserResponse, timeout
+        )
+
+    async def get_erasure(
+        self, request: GetErasureRequest, *, timeout: float | None = None
+    ) -> GetErasureResponse:
+        """Returns how far the erasure of a user is, and its receipt: the latest one, if
+        somebody of that id was erased more than once.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/GetErasure", request, GetErasureResponse, timeout
         )
 
     async def login(self, request: LoginRequest, *, timeout: float | None = None) -> LoginResponse:
@@ -1646,6 +1742,30 @@ class AsyncIdentityClient:
         """
         return await self._transport.call(
             "/hub.v1.IdentityService/ActivateTenant", request, ActivateTenantResponse, timeout
+        )
+
+    async def erase_tenant(
+        self, request: EraseTenantRequest, *, timeout: float | None = None
+    ) -> EraseTenantResponse:
+        """Erases a tenant for ever: its users with all that is theirs, its keys, its
+        settings, its audit log and the receipts of users who were erased before. In
+        all else as EraseUser. Its name is free again once it is FINISHED.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/EraseTenant", request, EraseTenantResponse, timeout
+        )
+
+    async def get_tenant_erasure(
+        self, request: GetTenantErasureRequest, *, timeout: float | None = None
+    ) -> GetTenantErasureResponse:
+        """Returns how far the erasure of a tenant is, and its receipt.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.IdentityService/GetTenantErasure", request, GetTenantErasureResponse, timeout
         )
 
 

@@ -50,6 +50,30 @@ MESSAGE_SEARCH_HYBRID: MessageSearch.ValueType  # 3
 """By their words, and by their meaning once the hub has embedded them."""
 Global___MessageSearch: _TypeAlias = MessageSearch  # noqa: Y015
 
+class _ErasureState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ErasureStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErasureState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ERASURE_STATE_UNSPECIFIED: _ErasureState.ValueType  # 0
+    """Not used."""
+    ERASURE_STATE_RUNNING: _ErasureState.ValueType  # 1
+    """Something may still be there; nobody is shown any of it."""
+    ERASURE_STATE_FINISHED: _ErasureState.ValueType  # 2
+    """Nothing is left."""
+
+class ErasureState(_ErasureState, metaclass=_ErasureStateEnumTypeWrapper):
+    """How far an erasure is."""
+
+ERASURE_STATE_UNSPECIFIED: ErasureState.ValueType  # 0
+"""Not used."""
+ERASURE_STATE_RUNNING: ErasureState.ValueType  # 1
+"""Something may still be there; nobody is shown any of it."""
+ERASURE_STATE_FINISHED: ErasureState.ValueType  # 2
+"""Nothing is left."""
+Global___ErasureState: _TypeAlias = ErasureState  # noqa: Y015
+
 class _AuditOutcome:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -777,6 +801,250 @@ class UndeleteUserResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UndeleteUserResponse: _TypeAlias = UndeleteUserResponse  # noqa: Y015
+
+@_typing.final
+class Erasure(_message.Message):
+    """The erasure of a user or a tenant, and what stays of it: its receipt. It bears
+    nothing of who was erased: it is found by his id, which is not in it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERASURE_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_ID_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    FINISHED_AT_FIELD_NUMBER: _builtins.int
+    ERASED_ROWS_FIELD_NUMBER: _builtins.int
+    ERASED_VIEWS_FIELD_NUMBER: _builtins.int
+    PROBE_FIELD_NUMBER: _builtins.int
+    erasure_id: _builtins.str
+    """The erasure's id: a UUIDv7 made by the hub. In the audit log it stands where
+    the user's id stood.
+    """
+    state: Global___ErasureState.ValueType
+    """How far it is."""
+    credential_id: _builtins.str
+    """The key or operator it was asked for with."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for: nothing of his was shown to anybody from then on."""
+
+    @_builtins.property
+    def finished_at(self) -> _timestamp_pb2.Timestamp:
+        """When nothing was left. Absent while it is running."""
+
+    @_builtins.property
+    def erased_rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ErasedRows]:
+        """How many rows were removed, by table, also where it was none. Of `audit_events`
+        it is those in which the erasure's id replaced the user's. So far, while it is
+        running.
+        """
+
+    @_builtins.property
+    def erased_views(self) -> _containers.RepeatedCompositeFieldContainer[Global___ErasedViews]:
+        """How many views and files of views were removed by the process that erased.
+        Others remove theirs when they are told, and at the latest within a minute;
+        no search gets as far as to use one.
+        """
+
+    @_builtins.property
+    def probe(self) -> Global___ErasureProbe:
+        """What was looked for after everything had been removed. Absent while it is running."""
+
+    def __init__(
+        self,
+        *,
+        erasure_id: _builtins.str = ...,
+        state: Global___ErasureState.ValueType = ...,
+        credential_id: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        finished_at: _timestamp_pb2.Timestamp | None = ...,
+        erased_rows: _abc.Iterable[Global___ErasedRows] | None = ...,
+        erased_views: _abc.Iterable[Global___ErasedViews] | None = ...,
+        probe: Global___ErasureProbe | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "finished_at", b"finished_at", "probe", b"probe"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "credential_id", b"credential_id", "erased_rows", b"erased_rows", "erased_views", b"erased_views", "erasure_id", b"erasure_id", "finished_at", b"finished_at", "probe", b"probe", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Erasure: _TypeAlias = Erasure  # noqa: Y015
+
+@_typing.final
+class ErasedRows(_message.Message):
+    """Rows of one table that were removed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    """The table's name."""
+    rows: _builtins.int
+    """How many rows."""
+    def __init__(
+        self,
+        *,
+        table: _builtins.str = ...,
+        rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ErasedRows: _TypeAlias = ErasedRows  # noqa: Y015
+
+@_typing.final
+class ErasedViews(_message.Message):
+    """Views of one kind that were removed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    VIEWS_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """What they searched: `knowledge`, `memory` or `messages`."""
+    views: _builtins.int
+    """How many of them, those in memory and those in files."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        views: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "views", b"views"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ErasedViews: _TypeAlias = ErasedViews  # noqa: Y015
+
+@_typing.final
+class ErasureProbe(_message.Message):
+    """A look for what is left, in the transaction that ended the erasure."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOOKUPS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    USERS_WITH_VIEWS_FIELD_NUMBER: _builtins.int
+    lookups: _builtins.int
+    """How many look-ups were made: one or more for each table of `erased_rows`."""
+    rows: _builtins.int
+    """Rows found: 0, or the erasure would not have ended."""
+    users_with_views: _builtins.int
+    """Users found of whom there were views or files: 0, likewise."""
+    def __init__(
+        self,
+        *,
+        lookups: _builtins.int = ...,
+        rows: _builtins.int = ...,
+        users_with_views: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lookups", b"lookups", "rows", b"rows", "users_with_views", b"users_with_views"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ErasureProbe: _TypeAlias = ErasureProbe  # noqa: Y015
+
+@_typing.final
+class EraseUserRequest(_message.Message):
+    """Request of EraseUser."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user. Required."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseUserRequest: _TypeAlias = EraseUserRequest  # noqa: Y015
+
+@_typing.final
+class EraseUserResponse(_message.Message):
+    """Response of EraseUser."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERASURE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def erasure(self) -> Global___Erasure:
+        """The erasure, perhaps still under way."""
+
+    def __init__(
+        self,
+        *,
+        erasure: Global___Erasure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseUserResponse: _TypeAlias = EraseUserResponse  # noqa: Y015
+
+@_typing.final
+class GetErasureRequest(_message.Message):
+    """Request of GetErasure."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user who was erased. Required."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetErasureRequest: _TypeAlias = GetErasureRequest  # noqa: Y015
+
+@_typing.final
+class GetErasureResponse(_message.Message):
+    """Response of GetErasure."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERASURE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def erasure(self) -> Global___Erasure:
+        """The erasure."""
+
+    def __init__(
+        self,
+        *,
+        erasure: Global___Erasure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetErasureResponse: _TypeAlias = GetErasureResponse  # noqa: Y015
 
 @_typing.final
 class LoginRequest(_message.Message):
@@ -2019,7 +2287,7 @@ Global___RevokeApiKeyResponse: _TypeAlias = RevokeApiKeyResponse  # noqa: Y015
 @_typing.final
 class AuditEvent(_message.Message):
     """Something that was done, or refused, and who did it. Written in the transaction
-    of the act, and never changed. It bears no secret, no email and no text.
+    of the act, and never changed, but for the ids of users who are erased. It bears no secret, no email and no text.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -2041,7 +2309,8 @@ class AuditEvent(_message.Message):
     authn_token_created (keys, resets, refreshed logins), authn_token_revoked,
     authn_token_reuse; authz_fail (level or scope), authz_change (configurations);
     user_created, user_updated, user_archived (deactivated), user_activated,
-    user_deleted, user_undeleted, user_exported; tenant_created, tenant_updated (its settings),
+    user_deleted, user_undeleted, user_exported, user_erased; tenant_created,
+    tenant_updated (its settings),
     tenant_deactivated, tenant_activated; message_redacted.
     """
     outcome: Global___AuditOutcome.ValueType
@@ -2051,9 +2320,13 @@ class AuditEvent(_message.Message):
     `hub admin`.
     """
     actor_user_id: _builtins.str
-    """The user who did it, or on whose behalf a key acted. Empty = no user."""
+    """The user who did it, or on whose behalf a key acted. Empty = no user. Where a
+    user was erased, here and in `target_id`, it is the id of his erasure.
+    """
     target_type: _builtins.str
-    """What it was done to: `user`, `login`, `api_key`, `config`, `tenant` or `method`."""
+    """What it was done to: `user`, `login`, `api_key`, `config`, `tenant`, `method` or
+    `erasure`.
+    """
     target_id: _builtins.str
     """The id of that, or the name of a method, `act-as` for the metadata. Empty =
     there is none.
@@ -2453,3 +2726,95 @@ class ActivateTenantResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ActivateTenantResponse: _TypeAlias = ActivateTenantResponse  # noqa: Y015
+
+@_typing.final
+class EraseTenantRequest(_message.Message):
+    """Request of EraseTenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """The tenant. Required."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseTenantRequest: _TypeAlias = EraseTenantRequest  # noqa: Y015
+
+@_typing.final
+class EraseTenantResponse(_message.Message):
+    """Response of EraseTenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERASURE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def erasure(self) -> Global___Erasure:
+        """The erasure, perhaps still under way."""
+
+    def __init__(
+        self,
+        *,
+        erasure: Global___Erasure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseTenantResponse: _TypeAlias = EraseTenantResponse  # noqa: Y015
+
+@_typing.final
+class GetTenantErasureRequest(_message.Message):
+    """Request of GetTenantErasure."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """The tenant that was erased. Required."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTenantErasureRequest: _TypeAlias = GetTenantErasureRequest  # noqa: Y015
+
+@_typing.final
+class GetTenantErasureResponse(_message.Message):
+    """Response of GetTenantErasure."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERASURE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def erasure(self) -> Global___Erasure:
+        """The erasure."""
+
+    def __init__(
+        self,
+        *,
+        erasure: Global___Erasure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTenantErasureResponse: _TypeAlias = GetTenantErasureResponse  # noqa: Y015

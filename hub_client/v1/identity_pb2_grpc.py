@@ -91,6 +91,16 @@ class IdentityServiceStub:
                 request_serializer=hub_dot_v1_dot_export__pb2.ExportUserRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_export__pb2.ExportUserResponse.FromString,
                 _registered_method=True)
+        self.EraseUser = channel.unary_unary(
+                '/hub.v1.IdentityService/EraseUser',
+                request_serializer=hub_dot_v1_dot_identity__pb2.EraseUserRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.EraseUserResponse.FromString,
+                _registered_method=True)
+        self.GetErasure = channel.unary_unary(
+                '/hub.v1.IdentityService/GetErasure',
+                request_serializer=hub_dot_v1_dot_identity__pb2.GetErasureRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.GetErasureResponse.FromString,
+                _registered_method=True)
         self.Login = channel.unary_unary(
                 '/hub.v1.IdentityService/Login',
                 request_serializer=hub_dot_v1_dot_identity__pb2.LoginRequest.SerializeToString,
@@ -221,6 +231,16 @@ class IdentityServiceStub:
                 request_serializer=hub_dot_v1_dot_identity__pb2.ActivateTenantRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_identity__pb2.ActivateTenantResponse.FromString,
                 _registered_method=True)
+        self.EraseTenant = channel.unary_unary(
+                '/hub.v1.IdentityService/EraseTenant',
+                request_serializer=hub_dot_v1_dot_identity__pb2.EraseTenantRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.EraseTenantResponse.FromString,
+                _registered_method=True)
+        self.GetTenantErasure = channel.unary_unary(
+                '/hub.v1.IdentityService/GetTenantErasure',
+                request_serializer=hub_dot_v1_dot_identity__pb2.GetTenantErasureRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.GetTenantErasureResponse.FromString,
+                _registered_method=True)
 
 
 class IdentityServiceServicer:
@@ -328,6 +348,34 @@ class IdentityServiceServicer:
 
         Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (a document was
         processed anew while its chunks were told: ask again).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseUser(self, request, context):
+        """Erases a user for ever: his rows in every table, the views and files that
+        searches keep of them, and his id in the audit log.
+
+        From this call on every call of and for him is answered as if he did not
+        exist, in every process, and what watches his sessions ends. The rows go a few
+        at a time, in the background, through restarts of the hub. The answer comes
+        when nothing is left, or shortly before the call's deadline, with the state
+        RUNNING then: see GetErasure. His email is free again once it is FINISHED.
+
+        Calling it again returns the same erasure. Who is deleted may be erased, too.
+
+        Errors include: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetErasure(self, request, context):
+        """Returns how far the erasure of a user is, and its receipt: the latest one, if
+        somebody of that id was erased more than once.
+
+        Errors include: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -586,6 +634,26 @@ class IdentityServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EraseTenant(self, request, context):
+        """Erases a tenant for ever: its users with all that is theirs, its keys, its
+        settings, its audit log and the receipts of users who were erased before. In
+        all else as EraseUser. Its name is free again once it is FINISHED.
+
+        Errors include: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTenantErasure(self, request, context):
+        """Returns how far the erasure of a tenant is, and its receipt.
+
+        Errors include: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IdentityServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -638,6 +706,16 @@ def add_IdentityServiceServicer_to_server(servicer, server):
                     servicer.ExportUser,
                     request_deserializer=hub_dot_v1_dot_export__pb2.ExportUserRequest.FromString,
                     response_serializer=hub_dot_v1_dot_export__pb2.ExportUserResponse.SerializeToString,
+            ),
+            'EraseUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseUser,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.EraseUserRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.EraseUserResponse.SerializeToString,
+            ),
+            'GetErasure': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetErasure,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.GetErasureRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.GetErasureResponse.SerializeToString,
             ),
             'Login': grpc.unary_unary_rpc_method_handler(
                     servicer.Login,
@@ -768,6 +846,16 @@ def add_IdentityServiceServicer_to_server(servicer, server):
                     servicer.ActivateTenant,
                     request_deserializer=hub_dot_v1_dot_identity__pb2.ActivateTenantRequest.FromString,
                     response_serializer=hub_dot_v1_dot_identity__pb2.ActivateTenantResponse.SerializeToString,
+            ),
+            'EraseTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseTenant,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.EraseTenantRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.EraseTenantResponse.SerializeToString,
+            ),
+            'GetTenantErasure': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTenantErasure,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.GetTenantErasureRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.GetTenantErasureResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1046,6 +1134,60 @@ class IdentityService:
             '/hub.v1.IdentityService/ExportUser',
             hub_dot_v1_dot_export__pb2.ExportUserRequest.SerializeToString,
             hub_dot_v1_dot_export__pb2.ExportUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/EraseUser',
+            hub_dot_v1_dot_identity__pb2.EraseUserRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.EraseUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetErasure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/GetErasure',
+            hub_dot_v1_dot_identity__pb2.GetErasureRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.GetErasureResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1748,6 +1890,60 @@ class IdentityService:
             '/hub.v1.IdentityService/ActivateTenant',
             hub_dot_v1_dot_identity__pb2.ActivateTenantRequest.SerializeToString,
             hub_dot_v1_dot_identity__pb2.ActivateTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/EraseTenant',
+            hub_dot_v1_dot_identity__pb2.EraseTenantRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.EraseTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTenantErasure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.IdentityService/GetTenantErasure',
+            hub_dot_v1_dot_identity__pb2.GetTenantErasureRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.GetTenantErasureResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -100,6 +100,26 @@ class IdentityServiceStub:
     Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (a document was
     processed anew while its chunks were told: ask again).
     """
+    EraseUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.EraseUserRequest, _identity_pb2.EraseUserResponse]
+    """Erases a user for ever: his rows in every table, the views and files that
+    searches keep of them, and his id in the audit log.
+
+    From this call on every call of and for him is answered as if he did not
+    exist, in every process, and what watches his sessions ends. The rows go a few
+    at a time, in the background, through restarts of the hub. The answer comes
+    when nothing is left, or shortly before the call's deadline, with the state
+    RUNNING then: see GetErasure. His email is free again once it is FINISHED.
+
+    Calling it again returns the same erasure. Who is deleted may be erased, too.
+
+    Errors include: NOT_FOUND.
+    """
+    GetErasure: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetErasureRequest, _identity_pb2.GetErasureResponse]
+    """Returns how far the erasure of a user is, and its receipt: the latest one, if
+    somebody of that id was erased more than once.
+
+    Errors include: NOT_FOUND.
+    """
     Login: _grpc.UnaryUnaryMultiCallable[_identity_pb2.LoginRequest, _identity_pb2.LoginResponse]
     """Exchanges an email and a password for a user token and a refresh token.
 
@@ -248,6 +268,18 @@ class IdentityServiceStub:
 
     Errors include: NOT_FOUND.
     """
+    EraseTenant: _grpc.UnaryUnaryMultiCallable[_identity_pb2.EraseTenantRequest, _identity_pb2.EraseTenantResponse]
+    """Erases a tenant for ever: its users with all that is theirs, its keys, its
+    settings, its audit log and the receipts of users who were erased before. In
+    all else as EraseUser. Its name is free again once it is FINISHED.
+
+    Errors include: NOT_FOUND.
+    """
+    GetTenantErasure: _grpc.UnaryUnaryMultiCallable[_identity_pb2.GetTenantErasureRequest, _identity_pb2.GetTenantErasureResponse]
+    """Returns how far the erasure of a tenant is, and its receipt.
+
+    Errors include: NOT_FOUND.
+    """
 
 @_typing.type_check_only
 class IdentityServiceAsyncStub(IdentityServiceStub):
@@ -319,6 +351,26 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
 
     Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (a document was
     processed anew while its chunks were told: ask again).
+    """
+    EraseUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.EraseUserRequest, _identity_pb2.EraseUserResponse]  # type: ignore[assignment]
+    """Erases a user for ever: his rows in every table, the views and files that
+    searches keep of them, and his id in the audit log.
+
+    From this call on every call of and for him is answered as if he did not
+    exist, in every process, and what watches his sessions ends. The rows go a few
+    at a time, in the background, through restarts of the hub. The answer comes
+    when nothing is left, or shortly before the call's deadline, with the state
+    RUNNING then: see GetErasure. His email is free again once it is FINISHED.
+
+    Calling it again returns the same erasure. Who is deleted may be erased, too.
+
+    Errors include: NOT_FOUND.
+    """
+    GetErasure: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetErasureRequest, _identity_pb2.GetErasureResponse]  # type: ignore[assignment]
+    """Returns how far the erasure of a user is, and its receipt: the latest one, if
+    somebody of that id was erased more than once.
+
+    Errors include: NOT_FOUND.
     """
     Login: _aio.UnaryUnaryMultiCallable[_identity_pb2.LoginRequest, _identity_pb2.LoginResponse]  # type: ignore[assignment]
     """Exchanges an email and a password for a user token and a refresh token.
@@ -468,6 +520,18 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
 
     Errors include: NOT_FOUND.
     """
+    EraseTenant: _aio.UnaryUnaryMultiCallable[_identity_pb2.EraseTenantRequest, _identity_pb2.EraseTenantResponse]  # type: ignore[assignment]
+    """Erases a tenant for ever: its users with all that is theirs, its keys, its
+    settings, its audit log and the receipts of users who were erased before. In
+    all else as EraseUser. Its name is free again once it is FINISHED.
+
+    Errors include: NOT_FOUND.
+    """
+    GetTenantErasure: _aio.UnaryUnaryMultiCallable[_identity_pb2.GetTenantErasureRequest, _identity_pb2.GetTenantErasureResponse]  # type: ignore[assignment]
+    """Returns how far the erasure of a tenant is, and its receipt.
+
+    Errors include: NOT_FOUND.
+    """
 
 class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps the users of a tenant, their configuration and their credentials.
@@ -596,6 +660,38 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (a document was
         processed anew while its chunks were told: ask again).
+        """
+
+    @_abc_1.abstractmethod
+    def EraseUser(
+        self,
+        request: _identity_pb2.EraseUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.EraseUserResponse, _abc.Awaitable[_identity_pb2.EraseUserResponse]]:
+        """Erases a user for ever: his rows in every table, the views and files that
+        searches keep of them, and his id in the audit log.
+
+        From this call on every call of and for him is answered as if he did not
+        exist, in every process, and what watches his sessions ends. The rows go a few
+        at a time, in the background, through restarts of the hub. The answer comes
+        when nothing is left, or shortly before the call's deadline, with the state
+        RUNNING then: see GetErasure. His email is free again once it is FINISHED.
+
+        Calling it again returns the same erasure. Who is deleted may be erased, too.
+
+        Errors include: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def GetErasure(
+        self,
+        request: _identity_pb2.GetErasureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.GetErasureResponse, _abc.Awaitable[_identity_pb2.GetErasureResponse]]:
+        """Returns how far the erasure of a user is, and its receipt: the latest one, if
+        somebody of that id was erased more than once.
+
+        Errors include: NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -898,6 +994,30 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.ActivateTenantResponse, _abc.Awaitable[_identity_pb2.ActivateTenantResponse]]:
         """Takes the keys and tokens of a tenant again.
+
+        Errors include: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseTenant(
+        self,
+        request: _identity_pb2.EraseTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.EraseTenantResponse, _abc.Awaitable[_identity_pb2.EraseTenantResponse]]:
+        """Erases a tenant for ever: its users with all that is theirs, its keys, its
+        settings, its audit log and the receipts of users who were erased before. In
+        all else as EraseUser. Its name is free again once it is FINISHED.
+
+        Errors include: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def GetTenantErasure(
+        self,
+        request: _identity_pb2.GetTenantErasureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.GetTenantErasureResponse, _abc.Awaitable[_identity_pb2.GetTenantErasureResponse]]:
+        """Returns how far the erasure of a tenant is, and its receipt.
 
         Errors include: NOT_FOUND.
         """

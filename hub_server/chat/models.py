@@ -35,6 +35,12 @@ chat_sessions = tenant_table(
         "user_id",
         postgresql_where=sa.text("is_active AND deleted_at IS NULL"),
     ),
+    sa.Index(
+        "chat_sessions_forks",
+        "tenant_id",
+        "parent_session_id",
+        postgresql_where=sa.text("parent_session_id IS NOT NULL"),
+    ),
 )
 
 chat_messages = tenant_table(
@@ -66,7 +72,7 @@ chat_messages = tenant_table(
         "tenant_id",
         "user_id",
         "space_seq",
-        postgresql_where=sa.text("space_seq IS NOT NULL"),
+        postgresql_where=sa.text("user_id IS NOT NULL"),
     ),
     sa.Index(
         "chat_messages_to_embed",
@@ -100,4 +106,5 @@ token_reservations = tenant_table(
         "expires_at",
         postgresql_where=sa.text("held_tokens > 0"),
     ),
+    sa.Index("token_reservations_of_user", "tenant_id", "user_id"),
 )

@@ -105,7 +105,10 @@ noted AS (
     SELECT :tenant_id, :event_id,
            CASE WHEN count(entered.user_id) > 0 THEN 'authn_login_success' ELSE :failure END,
            CASE WHEN count(entered.user_id) > 0 THEN 'success' ELSE 'failure' END,
-           :actor_id, NULL, 'user', coalesce(:user_id ::text, ''), clock_timestamp()
+           :actor_id, NULL, 'user',
+           coalesce((SELECT u.user_id::text FROM users u
+                     WHERE u.tenant_id = :tenant_id AND u.user_id = :user_id
+                       AND u.erasure_id IS NULL), ''), clock_timestamp()
     FROM entered
     HAVING count(entered.user_id) > 0 OR NOT :may_retry
 )
@@ -162,14 +165,14 @@ class AccessRepository:
 
     async def tenant(self) -> Row | None:
         """Return the caller's tenant, or None."""
-        query = sa.select(*_TENANT).where(tenants.c.tenant_id == self._tenant_id)
+        query = sa.select(*_TENANT).where(*self._tenant())
         return (await self._connection.execute(query)).mappings().first()
 
     async def set_tenant_active(self, *, is_active: bool) -> Row | None:
         """Disable or enable the tenant; return it, or None when it was so already."""
         statement = (
             sa.update(tenants)
-            .where(tenants.c.tenant_id == self._tenant_id, tenants.c.is_active != is_active)
+            .where(*self._tenant(), tenants.c.is_active != is_active)
             .values(is_active=is_active, updated_at=sa.func.clock_timestamp())
             .returning(*_TENANT)
         )
@@ -404,6 +407,10 @@ class AccessRepository:
             credentials.c.revoked_at.is_(None),
             credentials.c.refresh_expires_at > sa.func.clock_timestamp(),
         )
+
+    def _tenant(self) -> tuple[sa.ColumnElement[bool], ...]:
+        """Match the tenant, active or not, unless it is being erased."""
+        return tenants.c.tenant_id == self._tenant_id, tenants.c.erasure_id.is_(None)
 
     def _user(self, user_id: str) -> tuple[sa.ColumnElement[bool], ...]:
         return (

@@ -273,8 +273,7 @@ class Logins:
             await access.note(event, "user", user_id, done=done)
 
     def _account(self, key: str) -> bytes:
-        """Return what stands for an email in the throttle: an HMAC, since it may be nobody's."""
-        return hmac.digest(self._terms.account_key, key.encode(), hashlib.sha256)
+        return account_of(self._terms.account_key, key)
 
     async def _step(self, access: AccessRepository, token: RefreshToken) -> Tokens | None:
         """Return the pair this token buys, or None; ends a login whose old token is used."""
@@ -313,6 +312,11 @@ class Logins:
             refresh_token=refresh_token.text,
             refresh_expires_at=ends,
         )
+
+
+def account_of(account_key: bytes, email_key: str) -> bytes:
+    """Return what stands for an email in the throttle: an HMAC, since it may be nobody's."""
+    return hmac.digest(account_key, email_key.encode(), hashlib.sha256)
 
 
 def _refused(row: Row) -> HubError:

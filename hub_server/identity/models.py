@@ -13,6 +13,7 @@ tenants = tenant_table(
     sa.Column("name", sa.Text, nullable=False, unique=True),
     sa.Column("is_active", sa.Boolean, nullable=False, server_default=sa.true()),
     sa.Column("message_search", sa.Text, nullable=False, server_default="off"),  # | words | hybrid
+    identifier("erasure_id"),  # NULL = nobody is erasing it
     sa.PrimaryKeyConstraint("tenant_id"),
 )
 
@@ -26,6 +27,7 @@ users = tenant_table(
     sa.Column("is_active", sa.Boolean, nullable=False, server_default=sa.true()),
     timestamp("last_login"),
     timestamp("deleted_at"),
+    identifier("erasure_id"),  # NULL = nobody is erasing him; else he is deleted, too
     sa.PrimaryKeyConstraint("tenant_id", "user_id"),
     sa.UniqueConstraint("tenant_id", "email_key"),
     sa.Index(
@@ -121,7 +123,7 @@ login_throttles = tenant_table(
     sa.Index("login_throttles_window_start", "window_start"),
 )
 
-# Append-only: the server's role may neither change nor delete them.
+# Append-only: the server's role may neither change nor delete them, unless somebody is erased.
 audit_events = tenant_table(
     "audit_events",
     identifier("event_id", nullable=False),
@@ -133,6 +135,13 @@ audit_events = tenant_table(
     sa.Column("target_id", sa.Text, nullable=False),
     sa.PrimaryKeyConstraint("tenant_id", "event_id"),
     sa.ForeignKeyConstraint(["tenant_id"], ["tenants.tenant_id"]),
+    sa.Index(
+        "audit_events_of_actor",
+        "tenant_id",
+        "actor_user_id",
+        postgresql_where=sa.text("actor_user_id IS NOT NULL"),
+    ),
+    sa.Index("audit_events_of_target", "tenant_id", "target_id"),
 )
 
 # Whoever runs the hub; they belong to no tenant, and the server's role cannot see them.

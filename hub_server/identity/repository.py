@@ -179,7 +179,9 @@ class IdentityRepository:
         self, page: Page, *, is_active: bool | None, email_key_prefix: str, show_deleted: bool
     ) -> Sequence[Row]:
         """Return a page of users and one more, newest first; ``is_active`` None = both."""
-        query = sa.select(*_USER).where(users.c.tenant_id == self._tenant_id)
+        query = sa.select(*_USER).where(
+            users.c.tenant_id == self._tenant_id, users.c.erasure_id.is_(None)
+        )
         if not show_deleted:
             query = query.where(users.c.deleted_at.is_(None))
         if is_active is not None:
@@ -300,8 +302,12 @@ class IdentityRepository:
         return (*self._names(user_id), users.c.deleted_at.is_(None))
 
     def _names(self, user_id: str) -> tuple[sa.ColumnElement[bool], ...]:
-        """Match a user, deleted or not."""
-        return users.c.tenant_id == self._tenant_id, users.c.user_id == user_id
+        """Match a user, deleted or not, unless he is being erased."""
+        return (
+            users.c.tenant_id == self._tenant_id,
+            users.c.user_id == user_id,
+            users.c.erasure_id.is_(None),
+        )
 
 
 def _same_user(left: sa.FromClause, right: sa.FromClause) -> sa.ColumnElement[bool]:

@@ -5,6 +5,7 @@ from hub_client.v1 import identity_pb2 as pb
 from hub_client.v1.options_pb2 import Level
 from hub_server.caller import Caller
 from hub_server.convert import timestamp_to_pb
+from hub_server.erasure.service import Erasures
 from hub_server.errors import HubError
 from hub_server.idempotency import retry_of
 from hub_server.identity import scopes, wire
@@ -26,6 +27,7 @@ class IdentityServicer:
         keys: Keys,
         tenants: Tenants,
         transfers: Transfers,
+        erasures: Erasures,
         pages: PageTokens,
     ) -> None:
         """Serve the given rules."""
@@ -34,6 +36,7 @@ class IdentityServicer:
         self._keys = keys
         self._tenants = tenants
         self._transfers = transfers
+        self._erasures = erasures
         self._pages = pages
 
     async def CreateUser(
@@ -118,6 +121,18 @@ class IdentityServicer:
     async def ExportUser(self, request: export_pb2.ExportUserRequest, _: Caller) -> ExportFeed:
         """Stream a user with all that is his."""
         return ExportFeed(self._transfers.export(request.user_id))
+
+    async def EraseUser(self, request: pb.EraseUserRequest, caller: Caller) -> pb.EraseUserResponse:
+        """Erase a user for ever."""
+        erasure = await self._erasures.erase_user(caller, request.user_id)
+        return pb.EraseUserResponse(erasure=wire.erasure_to_pb(erasure))
+
+    async def GetErasure(
+        self, request: pb.GetErasureRequest, caller: Caller
+    ) -> pb.GetErasureResponse:
+        """Return the erasure of a user."""
+        erasure = await self._erasures.get(caller, request.user_id)
+        return pb.GetErasureResponse(erasure=wire.erasure_to_pb(erasure))
 
     async def Login(self, request: pb.LoginRequest, caller: Caller | None) -> pb.LoginResponse:
         """Exchange email and password for tokens."""
@@ -355,3 +370,17 @@ class IdentityServicer:
         """Enable a tenant."""
         tenant = await self._tenants.set_active(caller, request.tenant_id, is_active=True)
         return pb.ActivateTenantResponse(tenant=wire.tenant_to_pb(tenant))
+
+    async def EraseTenant(
+        self, request: pb.EraseTenantRequest, caller: Caller
+    ) -> pb.EraseTenantResponse:
+        """Erase a tenant for ever."""
+        erasure = await self._erasures.erase_tenant(caller, request.tenant_id)
+        return pb.EraseTenantResponse(erasure=wire.erasure_to_pb(erasure))
+
+    async def GetTenantErasure(
+        self, request: pb.GetTenantErasureRequest, caller: Caller
+    ) -> pb.GetTenantErasureResponse:
+        """Return the erasure of a tenant."""
+        erasure = await self._erasures.get_of_tenant(caller, request.tenant_id)
+        return pb.GetTenantErasureResponse(erasure=wire.erasure_to_pb(erasure))

@@ -184,3 +184,25 @@ def tenant_to_pb(tenant: Row) -> pb.Tenant:
         created_at=timestamp_to_pb(tenant["created_at"]),
         updated_at=timestamp_to_pb(tenant["updated_at"]),
     )
+
+
+def erasure_to_pb(erasure: Row) -> pb.Erasure:
+    """Return an erasure with what it has removed so far."""
+    finished, probe = erasure["finished_at"], erasure["probe"]
+    state = pb.ERASURE_STATE_RUNNING if finished is None else pb.ERASURE_STATE_FINISHED
+    return pb.Erasure(
+        erasure_id=erasure["erasure_id"],
+        state=state,
+        credential_id=erasure["credential_id"],
+        created_at=timestamp_to_pb(erasure["created_at"]),
+        finished_at=timestamp_to_pb(finished),
+        erased_rows=[
+            pb.ErasedRows(table=table, rows=rows)
+            for table, rows in sorted(erasure["erased"].items())
+        ],
+        erased_views=[
+            pb.ErasedViews(kind=kind, views=views)
+            for kind, views in sorted(erasure["forgotten"].items())
+        ],
+        probe=None if probe is None else pb.ErasureProbe(**probe),
+    )

@@ -419,6 +419,7 @@ class KnowledgeRepository:
             *self._is(document_id),
             documents.c.status == "processing",
             documents.c.attempt == attempt,
+            sa.exists(sa.select(1).where(_owner(), users.c.erasure_id.is_(None))),
         )
 
 

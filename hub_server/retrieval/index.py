@@ -52,8 +52,14 @@ class Index(Protocol):
     ) -> None:
         """Make what is held of a space anew from its rows. No search beside it misses any."""
 
-    async def forget(self, space: Space) -> None:
-        """Remove all that is held of a tenant's user's kind, of whatever model, files too."""
+    async def forget(self, space: Space) -> int:
+        """Remove all that is held of a tenant's user's kind, of whatever model, files too.
+
+        Returns how many views and files this process removed.
+        """
+
+    async def owners(self) -> set[tuple[str, str]]:
+        """Return the tenants' users of whom this process holds something, in files or memory."""
 
     async def removed(self, space: Space, seq: int) -> None:
         """Keep nothing in files of what was removed from a tenant's user's kind up to `seq`."""

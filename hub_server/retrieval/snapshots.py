@@ -39,6 +39,7 @@ _FORMAT: Final = 1
 _MOST_MANIFEST: Final = 1 << 20  # bytes
 _DIGEST: Final = 32  # bytes of a sha256
 _TEMPORARY: Final = ".tmp"
+_VIEW: Final = ".view"
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.views")
 
@@ -59,6 +60,8 @@ class Snapshots:
     def __init__(self, folder: Path) -> None:
         """Keep them in `folder`, which is made when it is needed, for this user alone."""
         self._folder = folder
+        # By the names of files, which stand for their spaces: each is read once.
+        self._owners: dict[str, tuple[str, str]] = {}
 
     def clear(self) -> None:
         """Remove what processes left that were killed while they wrote."""
@@ -135,9 +138,22 @@ class Snapshots:
             temporary.unlink(missing_ok=True)
         return True
 
-    def forget(self, space: Space) -> None:
-        """Remove all files of a tenant's user's kind, of whatever model, and begin an epoch."""
+    def owners(self) -> set[tuple[str, str]]:
+        """Return the tenants' users of whom there are snapshots."""
+        known, found = self._owners, {}
+        for file in self._folder.glob(f"*{_VIEW}"):
+            with suppress(OSError, ValueError, KeyError, TypeError):  # `load` will remove it
+                found[file.name] = known.get(file.name) or _owner(file)
+        self._owners = found
+        return set(found.values())
+
+    def forget(self, space: Space) -> int:
+        """Remove all files of a tenant's user's kind, of whatever model, and begin an epoch.
+
+        Returns how many snapshots it were.
+        """
         self._make_folder()
+        removed = 0
         epoch_file = self._epoch_file(space)
         with self._held(space) as held:
             held.truncate()
@@ -147,7 +163,9 @@ class Snapshots:
             for file in self._folder.glob(f"{_key(space)}.*"):
                 if file != epoch_file:
                     file.unlink(missing_ok=True)
+                    removed += file.name.endswith(_VIEW)
         self._sync_folder()
+        return removed
 
     def outdate(self, space: Space, seq: int) -> None:
         """Remove all files of a tenant's user's kind, since rows in them were removed at `seq`.
@@ -191,7 +209,7 @@ class Snapshots:
 
     def _file(self, space: Space) -> Path:
         model = hashlib.sha256(space.embedding_model.encode()).hexdigest()[:16]
-        return self._folder / f"{_key(space)}.{model}.view"
+        return self._folder / f"{_key(space)}.{model}{_VIEW}"
 
 
 def _parsed(content: bytes) -> tuple[str, int]:
@@ -281,6 +299,12 @@ def _read(file: BinaryIO, space: Space) -> Dump:
         if hashlib.sha256(_bytes(part)).hexdigest() != told["sha256"]:
             raise ValueError(f"its {told['name']} were altered")
     return Dump(manifest["facts"], parts)
+
+
+def _owner(file: Path) -> tuple[str, str]:
+    with file.open("rb") as opened:
+        space = _manifest(opened)["space"]
+    return space["tenant_id"], space["user_id"]
 
 
 def _manifest(file: BinaryIO) -> dict[str, Any]:

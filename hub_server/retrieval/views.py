@@ -228,16 +228,24 @@ class Views:
         """Forget the view of `space`. A search that is using it ends on the forgotten one."""
         self._entries.pop(space, None)
 
-    async def forget(self, space: Space) -> None:
-        """Remove the views and snapshots of `space`, of whatever model.
+    async def forget(self, space: Space) -> int:
+        """Remove the views and snapshots of `space`, of whatever model; return how many it were.
 
         To be called after something of the space was erased: no file then holds any of it, nor
         will one that another process writes. The next search makes the view from the rows.
         """
-        self._drop_models(space)
+        removed = self._drop_models(space)
         if self._snapshots is not None:
-            await asyncio.to_thread(self._snapshots.forget, space)
-            self._drop_models(space)  # those that were loaded meanwhile
+            removed += await asyncio.to_thread(self._snapshots.forget, space)
+            removed += self._drop_models(space)  # those that were loaded meanwhile
+        return removed
+
+    async def owners(self) -> set[tuple[str, str]]:
+        """Return the tenants' users of whom there are views, in memory or in files."""
+        held = {(space.tenant_id, space.user_id) for space in self._entries}
+        if self._snapshots is not None:
+            held |= await asyncio.to_thread(self._snapshots.owners)
+        return held
 
     async def removed(self, space: Space, seq: int) -> None:
         """Remove the snapshots of `space`, of whatever model: rows in them were removed at `seq`.
@@ -271,9 +279,11 @@ class Views:
         self._builder.shutdown(wait=False, cancel_futures=True)
         self._writer.shutdown(wait=False, cancel_futures=True)
 
-    def _drop_models(self, space: Space) -> None:
-        for one in self._models(space):
+    def _drop_models(self, space: Space) -> int:
+        held = self._models(space)
+        for one in held:
             self.drop(one)
+        return len(held)
 
     def _unsaved(self, space: Space) -> None:
         for one in self._models(space):

@@ -100,6 +100,7 @@ KINDS: Final = (
         left_out={
             "email_key": "follows from the email",
             "password_hash": "a secret: an imported user is given a new password",
+            "erasure_id": "nobody exports who is being erased",
         },
     ),
     Kind("config", user_configs, ("config_id",)),
@@ -196,4 +197,5 @@ LEFT_OUT: Final = {
     "vectors": "copies of vectors that searches make",
     "vector_spaces": "how far these copies are",
     "spaces": "counters of searches, which every hub makes for itself",
+    "erasures": "what stays of those who are gone",
 }

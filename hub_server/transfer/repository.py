@@ -57,6 +57,7 @@ class TransferRepository:
         """Return what time it is for Postgres, or None when there is no such user."""
         query = sa.select(sa.func.clock_timestamp()).where(
             *(users.c[name] == value for name, value in self._user.items()),
+            users.c.erasure_id.is_(None),
         )
         moment: dt.datetime | None = (await self._connection.execute(query)).scalar()
         return moment

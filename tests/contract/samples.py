@@ -37,17 +37,21 @@ from hub_client.v1 import (
     DeleteSessionRequest,
     DeleteUserRequest,
     EndSessionRequest,
+    EraseTenantRequest,
+    EraseUserRequest,
     ExportUserRequest,
     ForgetMemoryRequest,
     ForkSessionRequest,
     GetDefaultConfigRequest,
     GetDocumentRequest,
+    GetErasureRequest,
     GetIndexStatsRequest,
     GetMemoryHistoryRequest,
     GetMemoryReportRequest,
     GetMemoryRequest,
     GetMessageRequest,
     GetSessionRequest,
+    GetTenantErasureRequest,
     GetTenantRequest,
     GetTenantSettingsRequest,
     GetUsageRequest,
@@ -113,6 +117,7 @@ from hub_client.v1 import (
 )
 from hub_client.v1.options_pb2 import Level, Scope
 from hub_server.identity.secrets import USER_TOKEN
+from hub_server.ids import new_id
 from tests.contract.breaches import VECTOR
 from tests.contract.credentials import issue, operator_of
 from tests.support import Tenant
@@ -146,6 +151,8 @@ class World:
     spare_document_id: str
     spare_user_id: str
     spare_tenant_id: str
+    erased_user_id: str
+    erased_tenant_id: str
 
     def credential(self, method: MethodDescriptor) -> str:
         """Return what a method is called with."""
@@ -159,8 +166,11 @@ def sample(name: str, world: World) -> Message:
     return _SAMPLES[name](world)
 
 
-async def make_world(tenant: Tenant) -> World:
-    """Make one row of each kind, and a second of those that a valid request uses up."""
+async def make_world(tenant: Tenant, *, with_erased: bool = True) -> World:
+    """Make one row of each kind, and a second of those that a valid request uses up.
+
+    Who is erased is made up unless asked for: to erase costs more than all the others.
+    """
     client = tenant.client
     await client.identity.update_tenant_settings(_search_words())
     user = await tenant.new_user(password=PASSWORD, display_name="Ada")
@@ -203,7 +213,22 @@ async def make_world(tenant: Tenant) -> World:
         spare_user_id=spare_user.user_id,
         spare_tenant_id=(await tenant.hub.new_tenant()).tenant_id,
         spare_document_id=spare.document_id,
+        erased_user_id=await _erased_user(tenant) if with_erased else new_id(),
+        erased_tenant_id=await _erased_tenant(tenant) if with_erased else new_id(),
     )
+
+
+async def _erased_user(tenant: Tenant) -> str:
+    user_id = (await tenant.new_user()).user_id
+    await tenant.client.identity.erase_user(EraseUserRequest(user_id=user_id))
+    return user_id
+
+
+async def _erased_tenant(tenant: Tenant) -> str:
+    tenant_id = (await tenant.hub.new_tenant()).tenant_id
+    operator = tenant.hub.client(await asyncio.to_thread(operator_of, tenant.hub))
+    await operator.identity.erase_tenant(EraseTenantRequest(tenant_id=tenant_id))
+    return tenant_id
 
 
 def _metadata() -> struct_pb2.Struct:
@@ -332,6 +357,10 @@ _SAMPLES: Final[dict[str, Callable[[World], Message]]] = {
     "DeleteUser": lambda world: DeleteUserRequest(user_id=world.spare_user_id),
     "UndeleteUser": lambda world: UndeleteUserRequest(user_id=world.spare_user_id),
     "ExportUser": lambda world: ExportUserRequest(user_id=world.user_id),
+    "EraseUser": lambda world: EraseUserRequest(user_id=world.erased_user_id),
+    "GetErasure": lambda world: GetErasureRequest(user_id=world.erased_user_id),
+    "EraseTenant": lambda world: EraseTenantRequest(tenant_id=world.erased_tenant_id),
+    "GetTenantErasure": lambda world: GetTenantErasureRequest(tenant_id=world.erased_tenant_id),
     "RefreshToken": lambda world: RefreshTokenRequest(refresh_token=world.refresh_token),
     "Logout": lambda _: LogoutRequest(),
     "ListLogins": lambda world: ListLoginsRequest(user_id=world.user_id),

@@ -87,6 +87,8 @@ _WHO: Final[Mapping[str, Present]] = {
     "operator": _operator,
 }
 
+_ERASING: Final = ("right_key", "operator")  # the others are refused, whoever was erased
+
 
 def _rows() -> dict[str, dict[str, str]]:
     with _TABLE.open(newline="") as file:
@@ -96,7 +98,9 @@ def _rows() -> dict[str, dict[str, str]]:
 @pytest.fixture(scope="module")
 async def worlds(hub: Hub) -> Mapping[str, World]:
     """A world for each who calls: what one call uses up, another's still has."""
-    return {who: await make_world(await hub.new_tenant()) for who in _WHO}
+    return {
+        who: await make_world(await hub.new_tenant(), with_erased=who in _ERASING) for who in _WHO
+    }
 
 
 def test_every_method_has_a_row() -> None:

@@ -21,6 +21,8 @@ _MACHINE_TEXTS: Final = {
     "event_type",
     "target_type",
     "superseded_by",
+    "table",
+    "kind",
     "error",  # why a document failed, in the hub's words
     "model_name",
     "next_page_token",
@@ -78,7 +80,7 @@ def test_there_are_four_services() -> None:
         "hub.v1.MemoryService",
         "hub.v1.KnowledgeService",
     }
-    assert len(METHODS) == 85
+    assert len(METHODS) == 89
 
 
 @of_each_method

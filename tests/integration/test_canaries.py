@@ -48,6 +48,7 @@ _PASSWORD: Final = "a correct horse"
 _ENDING: Final = {
     "DeactivateUser",
     "DeleteUser",
+    "EraseUser",
     "RevokeLogin",
     "RevokeApiKey",
     "DeleteDocument",

@@ -54,11 +54,19 @@ _FORGOTTEN = (
     r"\bmemory_store\.tenant_id = %\(tenant_id_1\)s::UUID AND (?=memory_store\.memory_id)",
     r"\bdocuments\.tenant_id = %\(tenant_id_1\)s::UUID AND (?=documents\.document_id)",
     r"\busers\.tenant_id = %\(tenant_id_1\)s::UUID AND (?=users\.user_id)",
-    r"\busers\.tenant_id = %\(tenant_id_1\)s::UUID AND (?=users\.deleted_at)",
+    r"\busers\.tenant_id = %\(tenant_id_1\)s::UUID AND (?=users\.erasure_id)",
 )
 # What can be called in any order without ending whoever calls; what needs more than an id is
 # refused.
-_ENDING = ("DeactivateUser", "DeleteUser", "RevokeApiKey", "DeactivateTenant", "DeleteSession")
+_ENDING = (
+    "DeactivateUser",
+    "DeleteUser",
+    "EraseUser",
+    "RevokeApiKey",
+    "DeactivateTenant",
+    "EraseTenant",
+    "DeleteSession",
+)
 _MENDING = [method for name, method in METHODS.items() if name not in _ENDING]
 _NOT_MET = {
     "Login": ("LOGIN_FAILED",),
@@ -67,6 +75,7 @@ _NOT_MET = {
     "ConfirmPasswordReset": ("CREDENTIAL_INVALID",),
     "Logout": ("INVALID_FIELD",),
     "UpdateDefaultConfig": ("INVALID_FIELD",),
+    "GetErasure": ("NOT_FOUND",),  # who is not erased has none
     "AddChunks": ("INVALID_FIELD",),
     "AcceptMemory": ("MEMORY_STATUS",),
     "RejectMemory": ("MEMORY_STATUS",),

@@ -98,6 +98,7 @@ async def test_every_call_is_logged_and_nothing_sensitive_ever_is(logged: Logged
     login = LoginRequest(email="canary@example.org", password="canary password")
     token = (await logged.ask("Login", login, None)).response.token
     for name, method in METHODS.items():
+        ids = logged.ids | ({"user_id": logged.ids["erased_id"]} if "Eras" in name else {})
         for text, caller in (
             (_CANARY, key),
             ("explode", key),
@@ -105,7 +106,7 @@ async def test_every_call_is_logged_and_nothing_sensitive_ever_is(logged: Logged
             (_CANARY, f"hub_sk_{_CANARY}"),
             (_CANARY, f"{_CANARY} of no kind"),
         ):
-            await logged.ask(name, _filled(method, logged.ids, text), caller)
+            await logged.ask(name, _filled(method, ids, text), caller)
         unknown = dict.fromkeys(logged.ids, new_id())
         await logged.ask(name, _filled(method, unknown, _CANARY), key)
         await logged.ask(name, f"\xff{_CANARY}".encode(), key)
@@ -203,6 +204,7 @@ async def _resources(client: AsyncHubClient) -> dict[str, str]:
     )
     await settled(client, taken.document.document_id)
     reserved = await client.chat.reserve_tokens(ReserveTokensRequest(user_id=user_id, tokens=1))
+    other = await client.identity.create_user(CreateUserRequest(email="other@example.org"))
     return {
         "user_id": user_id,
         "session_id": session.session.session_id,
@@ -210,6 +212,7 @@ async def _resources(client: AsyncHubClient) -> dict[str, str]:
         "memory_id": memory.memory.memory_id,
         "document_id": taken.document.document_id,
         "reservation_id": reserved.reservation.reservation_id,
+        "erased_id": other.user.user_id,
     }
 
 

@@ -63,7 +63,7 @@ def test_migrations_that_start_at_once_are_applied_once(new_database: str) -> No
         for done in [threads.submit(run) for _ in range(4)]:
             done.result()
     assert _sql(new_database, "SELECT version_num FROM alembic_version") == [(head(),)]
-    assert _sql(new_database, "SELECT count(*) FROM hub_keys") == [(2,)]
+    assert _sql(new_database, "SELECT count(*) FROM hub_keys") == [(3,)]
 
 
 def test_a_migration_waits_for_one_that_runs(new_database: str) -> None:
@@ -305,7 +305,7 @@ def test_what_looks_across_tenants_is_for_the_server_alone(owner_url: str) -> No
         " FROM pg_proc WHERE prosecdef AND pronamespace = 'public'::regnamespace",
         _ROLE,
     )
-    assert len(functions) == 12
+    assert len(functions) == 16
     for _, settings, for_server, for_everybody in functions:
         assert settings == ["search_path=public, pg_temp"]
         assert (for_server, for_everybody) == (True, False)
