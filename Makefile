@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint format protos check-protos lock clean bench-echo bench-tenancy bench-cranfield bench-search \
+.PHONY: help run demo test lint format protos check-protos lock clean bench-echo bench-tenancy bench-cranfield bench-search bench-pgvector \
   bench-login bench-append campaign-isolation campaign-chat campaign-model \
   campaign-index campaign-freshness
 
@@ -65,6 +65,9 @@ bench-cranfield: $(READY) ## Measure search on Cranfield: nDCG@10, rates, latenc
 
 bench-search: $(READY) ## Measure views beside raw numpy and hnswlib, and their snapshots; minutes.
 	@$(BIN)/python -m scripts.bench.search
+
+bench-pgvector: $(READY) ## Measure vectors searched by pgvector beside views; minutes (SIZES="1000 10000").
+	@$(BIN)/python -m scripts.bench.pgvector $(if $(SIZES),--sizes $(SIZES))
 
 bench-login: $(READY) ## Measure what time tells of a login, and what a flood of logins costs others.
 	@$(BIN)/python -m scripts.bench.login

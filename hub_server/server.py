@@ -46,7 +46,7 @@ from hub_server.memory.service import Clock, MemoryService, Rules, utc_now
 from hub_server.memory.servicer import MemoryServicer
 from hub_server.paging import PageTokens
 from hub_server.passwords import Passwords
-from hub_server.pgvector import PgVector
+from hub_server.pgvector import EXACT_COST, PgVector
 from hub_server.retrieval.index import Index
 from hub_server.retrieval.views import Views
 from hub_server.rpc import MOST_READS, Rpc
@@ -213,7 +213,7 @@ def _index(settings: Settings, database: Database) -> Index:
     )
     if settings.index == "hnswlib":
         return views
-    return PgVector(database, views, exact_max_bytes)
+    return PgVector(database, views, exact_max_bytes // EXACT_COST)
 
 
 def _memory_rules(settings: Settings) -> Rules:

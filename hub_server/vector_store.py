@@ -192,19 +192,20 @@ LEFT JOIN LATERAL ({found}) found ON true
 WHERE {space}
 ORDER BY found.distance, found.row_id
 """
+# Distances are computed before anything is sorted or counted, so that neither carries vectors
+# about; and the query becomes a vector once, not with every row.
+_DISTANCE: Final = """
+    v.embedding::vector({dimension}) <#> (SELECT :query ::real[]::vector({dimension}))"""
 _EXACT: Final = """
-    SELECT v.row_id, v.embedding::vector({dimension}) <#> :query ::real[]::vector({dimension})
-               AS distance,
-           count(*) OVER () AS behind
-    FROM vectors v WHERE {rows} AND {only} AND cardinality(v.embedding) = {dimension}
-    ORDER BY distance, v.row_id LIMIT :depth ::int"""
+    SELECT near.row_id, near.distance, count(*) OVER () AS behind
+    FROM (SELECT v.row_id, {distance} AS distance
+          FROM vectors v WHERE {rows} AND {only} AND cardinality(v.embedding) = {dimension}
+          OFFSET 0) near
+    ORDER BY near.distance, near.row_id LIMIT :depth ::int"""
 _BY_GRAPH: Final = """
-    SELECT v.row_id, v.embedding::vector({dimension}) <#> :query ::real[]::vector({dimension})
-               AS distance,
-           0::bigint AS behind
+    SELECT v.row_id, {distance} AS distance, 0::bigint AS behind
     FROM vectors v WHERE {rows} AND v.in_graph AND cardinality(v.embedding) = {dimension}
-    ORDER BY v.embedding::vector({dimension}) <#> :query ::real[]::vector({dimension})
-    LIMIT :depth ::int"""
+    ORDER BY {distance} LIMIT :depth ::int"""
 
 
 @lru_cache(maxsize=64)
@@ -217,6 +218,7 @@ def _nearest(dimension: int, how: str) -> HotStatement:
     else:
         found = _EXACT.replace("{only}", exact[how])
     parts = {**_SPACE, "dimension": str(int(dimension))}
+    parts["distance"] = _DISTANCE.format(**parts)
     return HotStatement(_FOUND, **parts, found=found.format(**parts))
 
 

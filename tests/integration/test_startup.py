@@ -106,6 +106,22 @@ async def test_a_role_that_bypasses_row_security_is_refused(migrated: str, attri
         )
 
 
+async def test_without_pgvector_all_works_but_the_engine_that_needs_it(migrated: str) -> None:
+    """A database without the extension is migrated and served; HUB_INDEX=pgvector is refused."""
+    database = Database(migrated, role=Settings().server_role, pool_size=1)
+    try:
+        await preflight.check(database, with_pgvector=True)
+        _sql(migrated, "DROP EXTENSION vector")
+        migrate(migrated, Settings().server_role)  # makes it where it is missing
+        await preflight.check(database, with_pgvector=True)
+        _sql(migrated, "DROP EXTENSION vector")
+        await preflight.check(database)
+        with pytest.raises(UnfitDatabaseError, match="needs the extension vector"):
+            await preflight.check(database, with_pgvector=True)
+    finally:
+        await database.close()
+
+
 async def test_a_role_that_is_the_owner_is_refused(migrated: str) -> None:
     """An owner could switch row security off."""
     assert await _finding(migrated, OWNER_ROLE) == (
