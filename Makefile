@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint format protos check-protos lock clean bench-echo bench-tenancy bench-cranfield bench-search bench-pgvector \
-  bench-login bench-append campaign-isolation campaign-chat campaign-model \
+.PHONY: help run demo test lint format protos check-protos lock clean bench-echo bench-tenancy bench-cranfield bench-search \
+  bench-pgvector bench-spaces bench-login bench-append campaign-isolation campaign-chat campaign-model \
   campaign-index campaign-freshness
 
 help: ## List the targets.
@@ -63,8 +63,11 @@ bench-tenancy: $(READY) ## Measure what row security and the tenant cost a state
 bench-cranfield: $(READY) ## Measure search on Cranfield: nDCG@10, rates, latencies.
 	@$(BIN)/python -m scripts.bench.cranfield
 
-bench-search: $(READY) ## Measure views beside raw numpy and hnswlib, and their snapshots; minutes.
-	@$(BIN)/python -m scripts.bench.search
+bench-search: $(READY) ## Measure views and Search beside numpy, hnswlib, an echo. SIZES="1000 10000": minutes.
+	@$(BIN)/python -m scripts.bench.search $(if $(SIZES),--sizes $(SIZES))
+
+bench-spaces: $(READY) ## Measure the memory of 2,000 spaces under a budget of 64 MB; minutes.
+	@$(BIN)/python -m scripts.bench.spaces
 
 bench-pgvector: $(READY) ## Measure vectors searched by pgvector beside views; minutes (SIZES="1000 10000").
 	@$(BIN)/python -m scripts.bench.pgvector $(if $(SIZES),--sizes $(SIZES))
