@@ -34,7 +34,11 @@ from tests.support import Hub, Tenant, settled
 PASSWORD: Final = "a correct horse"
 # By table, what tells copies of a row apart; all else of a copy is the same.
 _COPIES: Final = {
-    "chat_sessions": ("'session_id', gen_random_uuid()", 300),
+    # All of one parent, and more than are removed together.
+    "chat_sessions": (
+        "'session_id', gen_random_uuid(), 'parent_session_id', (one).session_id",
+        600,
+    ),
     "chat_messages": ("'message_id', gen_random_uuid(), 'seq', 100 + n", 6_000),
     "memory_store": ("'memory_id', gen_random_uuid()", 1_000),
     "memory_revisions": ("'revision', 100 + n", 300),
