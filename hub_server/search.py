@@ -12,7 +12,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hub_server.embedding import Embedder, EmbeddingError
+from hub_server.embedding import EmbeddingError
+from hub_server.embedding.models import Models
 from hub_server.errors import HubError, Reason
 from hub_server.retrieval.index import Index
 from hub_server.retrieval.stats import Check, Stats, Totals
@@ -61,31 +62,36 @@ class Query:
 
 
 class Search:
-    """An index and the model that embeds for it."""
+    """An index and the models that embed for it."""
 
-    def __init__(self, embedder: Embedder, index: Index, threads: int = 2) -> None:
-        """Search with the given model and index; so many threads embed."""
-        self._embedder = embedder
+    def __init__(self, models: Models, index: Index, threads: int = 2) -> None:
+        """Search with the given models and index; so many threads embed."""
+        self.models = models
         self._index = index
         self._workers = Workers("embed", threads=threads, most_waiting=_MOST_WAITING)
 
     @property
     def model(self) -> str:
-        """The id of the model in use, as stored beside each vector."""
-        return self._embedder.model
+        """The id of the hub's own model, as stored beside each vector."""
+        return self.models.default.model
 
-    def dimension_of(self, model: str) -> int | None:
-        """Return the dimension of the model in use; None = it is another one."""
-        return self._embedder.dimension if model == self.model else None
+    async def dimension_of(self, model: str) -> int | None:
+        """Return the dimension of a model of the hub; None = it is none. Raises UNAVAILABLE."""
+        if model not in self.models.names:
+            return None
+        try:
+            return (await self.models.get(model)).dimension
+        except EmbeddingError as error:
+            raise HubError(Reason.REASON_UNAVAILABLE) from error
 
     async def count_tokens(self, texts: Sequence[str]) -> Sequence[int]:
         """Return the tokens of texts. Raises OVERLOADED."""
-        return await self._workers.run(lambda: self._embedder.count_tokens(texts))
+        return await self._workers.run(lambda: self.models.default.count_tokens(texts))
 
     @property
     def window(self) -> int | None:
         """How many tokens of a text that model reads; None = no limit is known."""
-        return self._embedder.window
+        return self.models.default.window
 
     async def embed(self, text: str) -> NDArray[np.float32]:
         """Return the vector of a text, shape (dimension,). Raises OVERLOADED and UNAVAILABLE."""
@@ -93,11 +99,15 @@ class Search:
         vector: NDArray[np.float32] = vectors[0]
         return vector
 
-    async def embed_all(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return the vectors of texts, as rows. Raises OVERLOADED and UNAVAILABLE."""
+    async def embed_all(self, texts: Sequence[str], model: str = "") -> NDArray[np.float32]:
+        """Return the vectors of texts by a model of the hub, as rows; empty = by its own.
+
+        Raises OVERLOADED and UNAVAILABLE.
+        """
         try:
             async with asyncio.timeout(_EMBED_SECONDS):
-                return await self._workers.run(lambda: self._embedder.embed(texts))
+                embedder = await self.models.get(model or self.model)
+                return await self._workers.run(lambda: embedder.embed(texts))
         except EmbeddingError as error:
             after = error.retry_after
             raise HubError(Reason.REASON_UNAVAILABLE, retry_after=after) from error
@@ -145,9 +155,10 @@ class Search:
 
         With ``among`` only rows with these ids are, and all of them that fit: none is missed.
         """
+        given = None if query.vector is None else len(query.vector)
         return await self._index.search(
             space,
-            dimension=self._embedder.dimension if query.vector is None else len(query.vector),
+            dimension=given or await self._dimension(space),
             language=state["preferred_language"],
             last_seq=state["last_seq"],
             pull=pull,
@@ -161,7 +172,7 @@ class Search:
         """Compare the view of a space with its rows, and measure its recall."""
         return await self._index.check(
             source.space,
-            dimension=self._embedder.dimension,
+            dimension=await self._dimension(source.space),
             language=source.state["preferred_language"],
             last_seq=source.state["last_seq"],
             pull=source.pull,
@@ -171,7 +182,7 @@ class Search:
         """Make the view of a space anew; searches use the one there was until it is complete."""
         await self._index.rebuild(
             source.space,
-            dimension=self._embedder.dimension,
+            dimension=await self._dimension(source.space),
             language=source.state["preferred_language"],
             last_seq=source.state["last_seq"],
             pull=source.pull,
@@ -200,6 +211,11 @@ class Search:
         To be called once that is committed.
         """
         await self._index.removed(self.space(tenant_id, user_id, kind), seq)
+
+    async def _dimension(self, space: Space) -> int:
+        """Return the dimension of a space's vectors; of one without, any will do."""
+        known = await self.dimension_of(space.embedding_model)
+        return known or self.models.default.dimension
 
     def close(self) -> None:
         """End the threads."""

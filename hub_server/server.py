@@ -24,7 +24,8 @@ from hub_server.chat.servicer import ChatServicer
 from hub_server.chat.tokens import Tokens
 from hub_server.chat.watching import Watches
 from hub_server.database import Database
-from hub_server.embedding import Embedder, load_embedder, remote
+from hub_server.embedding import remote
+from hub_server.embedding.models import Models, load_models
 from hub_server.erasure.service import Erasures
 from hub_server.identity.authentication import Authenticator
 from hub_server.identity.first_start import ensure_default_tenant, read_peppers, shared_key
@@ -36,8 +37,10 @@ from hub_server.jobs import forgetting, purge
 from hub_server.jobs.erasure import Erasing
 from hub_server.jobs.ingestion import Ingestion
 from hub_server.jobs.message_embedding import MessageEmbedding
+from hub_server.jobs.reembedding import Reembedding
 from hub_server.knowledge.index import Indexes
 from hub_server.knowledge.own_chunks import OwnVectors
+from hub_server.knowledge.reembedding import Reembeddings
 from hub_server.knowledge.search import KnowledgeSearch
 from hub_server.knowledge.service import KnowledgeService
 from hub_server.knowledge.servicer import KnowledgeServicer
@@ -92,13 +95,16 @@ async def serving(
         database = _database(settings, database_url)
         stack.push_async_callback(database.close)
         await _prepare(settings, database)
-        embedder = await asyncio.to_thread(
-            load_embedder, settings.embedding, settings.embedding_key
+        models = await asyncio.to_thread(
+            load_models,
+            settings.embedding,
+            settings.embedding_key,
+            settings.other_embeddings,
+            settings.embedding_models_key,
         )
-        if (close := getattr(embedder, "close", None)) is not None:
-            stack.callback(close)
-        embedding = MessageEmbedding(database, embedder)
-        servicers, jobs = await _compose(settings, database, embedder, embedding, clock, stack)
+        stack.callback(models.close)
+        embedding = MessageEmbedding(database, models.default)
+        servicers, jobs = await _compose(settings, database, models, embedding, clock, stack)
         for job in (*jobs, embedding.run(), purge.run(database)):
             stack.push_async_callback(_cancel, asyncio.create_task(job))
         yield await _listen(settings, database, servicers, stack)
@@ -136,7 +142,7 @@ async def _prepare(settings: Settings, database: Database) -> None:
 async def _compose(
     settings: Settings,
     database: Database,
-    embedder: Embedder,
+    models: Models,
     embedding: MessageEmbedding,
     clock: Clock,
     stack: AsyncExitStack,
@@ -149,11 +155,12 @@ async def _compose(
     stack.push_async_callback(index.close)
     # A thread that waits for another server computes nothing.
     threads = _EMBEDDING_THREADS if remote(settings.embedding) is None else _REMOTE_THREADS
-    search = Search(embedder, index, threads)
+    search = Search(models, index, threads)
     stack.callback(search.close)
     stack.callback(passwords.close)
     lease = dt.timedelta(seconds=settings.ingestion_lease)
-    ingestion = Ingestion(database, embedder, lease)
+    ingestion = Ingestion(database, models, lease)
+    reembedding = Reembedding(database, search, lease)
     terms = Terms(
         token_ttl=dt.timedelta(seconds=settings.token_ttl),
         refresh_ttl=dt.timedelta(seconds=settings.refresh_ttl),
@@ -197,11 +204,12 @@ async def _compose(
             knowledge,
             found,
             OwnVectors(database, search),
+            Reembeddings(database, models, reembedding.wake),
             watches,
             Indexes(search, sources),
             pages,
         ),
-    }, (ingestion.run(), erasing.run(), forgetting.run(database, index, wakeups))
+    }, (ingestion.run(), reembedding.run(), erasing.run(), forgetting.run(database, index, wakeups))
 
 
 def _index(settings: Settings, database: Database) -> Index:

@@ -72,6 +72,13 @@ class Settings(BaseSettings):
     embedding_key: SecretStr | None = Field(
         default=None, description="What the embedding server knows the hub by; sent to it alone."
     )
+    embedding_models: str = Field(
+        default="minilm,wordllama",
+        description="Models beside it that spaces may have, by commas; loaded when needed.",
+    )
+    embedding_models_key: SecretStr | None = Field(
+        default=None, description="What the servers of embedding_models know the hub by."
+    )
     index: Literal["hnswlib", "pgvector"] = Field(
         default="hnswlib", description="Where vectors are searched: in each process, or Postgres."
     )
@@ -146,7 +153,14 @@ class Settings(BaseSettings):
         remote(embedding)
         return embedding
 
-    @field_validator("embedding_key")
+    @field_validator("embedding_models")
+    @classmethod
+    def _are_embeddings(cls, embeddings: str) -> str:
+        for name in embeddings.split(","):
+            remote(name.strip())
+        return embeddings
+
+    @field_validator("embedding_key", "embedding_models_key")
     @classmethod
     def _is_header(cls, key: SecretStr | None) -> SecretStr | None:
         # Here, where it is not repeated: who sends a header with a line end in it tells its text.
@@ -169,6 +183,11 @@ class Settings(BaseSettings):
         """Return the variables that look like settings and are none."""
         known = {f"HUB_{name.upper()}" for name in cls.model_fields}
         return sorted(name for name in environment if name.startswith("HUB_") and name not in known)
+
+    @property
+    def other_embeddings(self) -> list[str]:
+        """The models beside the one in use."""
+        return [name.strip() for name in self.embedding_models.split(",")]
 
     @property
     def on_loopback(self) -> bool:

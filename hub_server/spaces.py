@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hub_server.database import identifier, tenant_table
+from hub_server.database import identifier, tenant_table, timestamp
 from hub_server.identity.models import user_configs, users
 from hub_server.rows import Row
 
@@ -22,8 +22,33 @@ spaces = tenant_table(
     identifier("user_id", nullable=False),
     sa.Column("kind", sa.Text, nullable=False),  # of KINDS
     sa.Column("last_seq", sa.BigInteger, nullable=False),
+    # What its rows are searched by; NULL = nothing that the hub embeds was written yet.
+    sa.Column("embedding_model", sa.Text),
     sa.PrimaryKeyConstraint("tenant_id", "user_id", "kind"),
     sa.ForeignKeyConstraint(["tenant_id", "user_id"], ["users.tenant_id", "users.user_id"]),
+)
+
+# A space on its way to another model, or once there: the last one asked for.
+reembeddings = tenant_table(
+    "reembeddings",
+    identifier("user_id", nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("target_model", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),  # moving | done | failed | cancelled
+    sa.Column("error", sa.Text, nullable=False, server_default=""),
+    sa.Column("rows_total", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("rows_done", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("rows_own", sa.BigInteger, nullable=False, server_default="0"),
+    # Whether rows hold vectors of two models.
+    sa.Column("is_untidy", sa.Boolean, nullable=False, server_default=sa.true()),
+    # As of a document: who may work on it until when, and not before when anyone may.
+    sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
+    timestamp("lease_expires_at"),
+    timestamp("not_before"),
+    timestamp("asked_at", nullable=False, server_default=sa.func.clock_timestamp()),
+    sa.PrimaryKeyConstraint("tenant_id", "user_id", "kind"),
+    sa.ForeignKeyConstraint(["tenant_id", "user_id"], ["users.tenant_id", "users.user_id"]),
+    sa.Index("reembeddings_to_do", "asked_at", postgresql_where=sa.text("is_untidy")),
 )
 
 
@@ -41,10 +66,24 @@ async def next_seq(connection: AsyncConnection, tenant_id: str, user_id: str, ki
     return int((await connection.execute(statement)).scalar_one())
 
 
+async def keep_model(
+    connection: AsyncConnection, tenant_id: str, user_id: str, kind: str, model: str
+) -> str:
+    """Return the model of a space, which takes the given one if it has none; holds the space."""
+    statement = (
+        sa.update(spaces)
+        .where(spaces.c.tenant_id == tenant_id, spaces.c.user_id == user_id, spaces.c.kind == kind)
+        .values(embedding_model=sa.func.coalesce(spaces.c.embedding_model, model))
+        .returning(spaces.c.embedding_model)
+    )
+    return str((await connection.execute(statement)).scalar_one())
+
+
 async def state(connection: AsyncConnection, tenant_id: str, user_id: str, kind: str) -> Row | None:
     """Return a space's ``last_seq`` with its user's flags in one statement; None = no such user.
 
-    Columns: user_is_active, enable_rag, preferred_language, last_seq (0 = nothing written yet).
+    Columns: user_is_active, enable_rag, preferred_language, last_seq (0 = nothing written yet),
+    embedding_model (None = none yet).
     """
     query = (
         sa.select(
@@ -52,6 +91,7 @@ async def state(connection: AsyncConnection, tenant_id: str, user_id: str, kind:
             user_configs.c.enable_rag,
             user_configs.c.preferred_language,
             sa.func.coalesce(spaces.c.last_seq, 0).label("last_seq"),
+            spaces.c.embedding_model,
         )
         .select_from(
             users.join(user_configs, _same_user(user_configs)).outerjoin(

@@ -144,6 +144,8 @@ from hub_client.v1.knowledge_pb2 import (
     AddChunksResponse,
     BatchSearchRequest,
     BatchSearchResponse,
+    CancelReembeddingRequest,
+    CancelReembeddingResponse,
     CheckIndexRequest,
     CheckIndexResponse,
     Chunk,
@@ -154,6 +156,8 @@ from hub_client.v1.knowledge_pb2 import (
     GetDocumentResponse,
     GetIndexStatsRequest,
     GetIndexStatsResponse,
+    GetReembeddingRequest,
+    GetReembeddingResponse,
     IngestDocumentRequest,
     IngestDocumentResponse,
     ListChunksRequest,
@@ -164,6 +168,8 @@ from hub_client.v1.knowledge_pb2 import (
     ListRetrievalsResponse,
     RebuildIndexRequest,
     RebuildIndexResponse,
+    ReembedSpaceRequest,
+    ReembedSpaceResponse,
     Retrieval,
     RetryDocumentRequest,
     RetryDocumentResponse,
@@ -1923,6 +1929,51 @@ class KnowledgeClient:
             timeout,
         )
 
+    def reembed_space(
+        self, request: ReembedSpaceRequest, *, timeout: float | None = None
+    ) -> ReembedSpaceResponse:
+        """Moves the documents of a user, or of all users of the tenant, to another embedding
+        model: every chunk is embedded anew in the background, and searches go on with the
+        old model until the last one is. Then they use the new one, all at once, and what is
+        ingested is embedded by it. A hub that is started again goes on. Asked for again
+        a move goes on, or stays done; another model takes the place of the first. One
+        that failed goes on where it stopped. What AddChunks brought stays as it is.
+
+        Memories and messages are not moved: those of another model than the hub's own are
+        found by their words.
+
+        Errors include: NOT_FOUND (the user).
+        """
+        return self._transport.call(
+            "/hub.v1.KnowledgeService/ReembedSpace", request, ReembedSpaceResponse, timeout
+        )
+
+    def get_reembedding(
+        self, request: GetReembeddingRequest, *, timeout: float | None = None
+    ) -> GetReembeddingResponse:
+        """Returns how far the last ReembedSpace is.
+
+        Errors include: NOT_FOUND (the user).
+        """
+        return self._transport.call(
+            "/hub.v1.KnowledgeService/GetReembedding", request, GetReembeddingResponse, timeout
+        )
+
+    def cancel_reembedding(
+        self, request: CancelReembeddingRequest, *, timeout: float | None = None
+    ) -> CancelReembeddingResponse:
+        """Ends what ReembedSpace began, where it is not done: those users keep the model
+        they have.
+
+        Errors include: NOT_FOUND (the user).
+        """
+        return self._transport.call(
+            "/hub.v1.KnowledgeService/CancelReembedding",
+            request,
+            CancelReembeddingResponse,
+            timeout,
+        )
+
     def search(self, request: SearchRequest, *, timeout: float | None = None) -> SearchResponse:
         """Finds the chunks of a user's ready documents that fit a query in words or
         in meaning, best first. It sees every document that was `ready` before it
@@ -2143,6 +2194,51 @@ class AsyncKnowledgeClient:
             request,
             ListRetrievalsResponse,
             "retrievals",
+            timeout,
+        )
+
+    async def reembed_space(
+        self, request: ReembedSpaceRequest, *, timeout: float | None = None
+    ) -> ReembedSpaceResponse:
+        """Moves the documents of a user, or of all users of the tenant, to another embedding
+        model: every chunk is embedded anew in the background, and searches go on with the
+        old model until the last one is. Then they use the new one, all at once, and what is
+        ingested is embedded by it. A hub that is started again goes on. Asked for again
+        a move goes on, or stays done; another model takes the place of the first. One
+        that failed goes on where it stopped. What AddChunks brought stays as it is.
+
+        Memories and messages are not moved: those of another model than the hub's own are
+        found by their words.
+
+        Errors include: NOT_FOUND (the user).
+        """
+        return await self._transport.call(
+            "/hub.v1.KnowledgeService/ReembedSpace", request, ReembedSpaceResponse, timeout
+        )
+
+    async def get_reembedding(
+        self, request: GetReembeddingRequest, *, timeout: float | None = None
+    ) -> GetReembeddingResponse:
+        """Returns how far the last ReembedSpace is.
+
+        Errors include: NOT_FOUND (the user).
+        """
+        return await self._transport.call(
+            "/hub.v1.KnowledgeService/GetReembedding", request, GetReembeddingResponse, timeout
+        )
+
+    async def cancel_reembedding(
+        self, request: CancelReembeddingRequest, *, timeout: float | None = None
+    ) -> CancelReembeddingResponse:
+        """Ends what ReembedSpace began, where it is not done: those users keep the model
+        they have.
+
+        Errors include: NOT_FOUND (the user).
+        """
+        return await self._transport.call(
+            "/hub.v1.KnowledgeService/CancelReembedding",
+            request,
+            CancelReembeddingResponse,
             timeout,
         )
 

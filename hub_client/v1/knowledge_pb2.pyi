@@ -78,6 +78,42 @@ SEARCH_MODE_LEXICAL: SearchMode.ValueType  # 3
 """By words alone; the query is not embedded."""
 Global___SearchMode: _TypeAlias = SearchMode  # noqa: Y015
 
+class _ReembeddingStatus:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReembeddingStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReembeddingStatus.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REEMBEDDING_STATUS_UNSPECIFIED: _ReembeddingStatus.ValueType  # 0
+    """Not told."""
+    REEMBEDDING_STATUS_NONE: _ReembeddingStatus.ValueType  # 1
+    """None was ever asked for."""
+    REEMBEDDING_STATUS_MOVING: _ReembeddingStatus.ValueType  # 2
+    """Chunks are being embedded; searches use the old model."""
+    REEMBEDDING_STATUS_DONE: _ReembeddingStatus.ValueType  # 3
+    """Searches use the new model."""
+    REEMBEDDING_STATUS_FAILED: _ReembeddingStatus.ValueType  # 4
+    """It stopped; `error` tells why. Searches use the old model."""
+    REEMBEDDING_STATUS_CANCELLED: _ReembeddingStatus.ValueType  # 5
+    """It was ended by CancelReembedding. Searches use the old model."""
+
+class ReembeddingStatus(_ReembeddingStatus, metaclass=_ReembeddingStatusEnumTypeWrapper):
+    """How far a move to another model is."""
+
+REEMBEDDING_STATUS_UNSPECIFIED: ReembeddingStatus.ValueType  # 0
+"""Not told."""
+REEMBEDDING_STATUS_NONE: ReembeddingStatus.ValueType  # 1
+"""None was ever asked for."""
+REEMBEDDING_STATUS_MOVING: ReembeddingStatus.ValueType  # 2
+"""Chunks are being embedded; searches use the old model."""
+REEMBEDDING_STATUS_DONE: ReembeddingStatus.ValueType  # 3
+"""Searches use the new model."""
+REEMBEDDING_STATUS_FAILED: ReembeddingStatus.ValueType  # 4
+"""It stopped; `error` tells why. Searches use the old model."""
+REEMBEDDING_STATUS_CANCELLED: ReembeddingStatus.ValueType  # 5
+"""It was ended by CancelReembedding. Searches use the old model."""
+Global___ReembeddingStatus: _TypeAlias = ReembeddingStatus  # noqa: Y015
+
 class _IndexKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -699,6 +735,70 @@ class Highlight(_message.Message):
 Global___Highlight: _TypeAlias = Highlight  # noqa: Y015
 
 @_typing.final
+class Reembedding(_message.Message):
+    """The move of a user, or of a tenant's users, to another embedding model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    FAILED_USER_ID_FIELD_NUMBER: _builtins.int
+    USERS_TOTAL_FIELD_NUMBER: _builtins.int
+    USERS_DONE_FIELD_NUMBER: _builtins.int
+    CHUNKS_TOTAL_FIELD_NUMBER: _builtins.int
+    CHUNKS_DONE_FIELD_NUMBER: _builtins.int
+    CHUNKS_OWN_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    embedding_model: _builtins.str
+    """The model that was asked for last, and that all of this is about."""
+    status: Global___ReembeddingStatus.ValueType
+    """Of several users: moving while any is, else failed if any did, else cancelled if
+    any was.
+    """
+    error: _builtins.str
+    """Why it failed; of several users, for one of them. Empty unless it did."""
+    failed_user_id: _builtins.str
+    """One user for whom it failed. Empty unless it did."""
+    users_total: _builtins.int
+    """How many users are to be moved. A user without documents counts where he was named."""
+    users_done: _builtins.int
+    """How many of them are."""
+    chunks_total: _builtins.int
+    """How many chunks are to have a vector of the model, as far as they are counted."""
+    chunks_done: _builtins.int
+    """How many of them have one."""
+    chunks_own: _builtins.int
+    """How many chunks of AddChunks stay with another model, and are found by their words
+    or by a vector of it.
+    """
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When it last came further."""
+
+    def __init__(
+        self,
+        *,
+        embedding_model: _builtins.str = ...,
+        status: Global___ReembeddingStatus.ValueType = ...,
+        error: _builtins.str = ...,
+        failed_user_id: _builtins.str = ...,
+        users_total: _builtins.int = ...,
+        users_done: _builtins.int = ...,
+        chunks_total: _builtins.int = ...,
+        chunks_done: _builtins.int = ...,
+        chunks_own: _builtins.int = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["updated_at", b"updated_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks_done", b"chunks_done", "chunks_own", b"chunks_own", "chunks_total", b"chunks_total", "embedding_model", b"embedding_model", "error", b"error", "failed_user_id", b"failed_user_id", "status", b"status", "updated_at", b"updated_at", "users_done", b"users_done", "users_total", b"users_total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reembedding: _TypeAlias = Reembedding  # noqa: Y015
+
+@_typing.final
 class SearchHit(_message.Message):
     """A chunk that fits a query."""
 
@@ -1027,6 +1127,151 @@ class AddChunksResponse(_message.Message):
 Global___AddChunksResponse: _TypeAlias = AddChunksResponse  # noqa: Y015
 
 @_typing.final
+class ReembedSpaceRequest(_message.Message):
+    """Request of ReembedSpace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user. Empty = all of the tenant that have documents."""
+    embedding_model: _builtins.str
+    """The id of a model that the hub has (HUB_EMBEDDING and HUB_EMBEDDING_MODELS), such
+    as `minilm-l6-v2-int8`, `wordllama-l2-256` or `openai:<model>`; with another one
+    INVALID_FIELD names them. Required.
+    """
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        embedding_model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_model", b"embedding_model", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReembedSpaceRequest: _TypeAlias = ReembedSpaceRequest  # noqa: Y015
+
+@_typing.final
+class ReembedSpaceResponse(_message.Message):
+    """Response of ReembedSpace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REEMBEDDING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reembedding(self) -> Global___Reembedding:
+        """How far it is."""
+
+    def __init__(
+        self,
+        *,
+        reembedding: Global___Reembedding | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reembedding", b"reembedding"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reembedding", b"reembedding"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReembedSpaceResponse: _TypeAlias = ReembedSpaceResponse  # noqa: Y015
+
+@_typing.final
+class GetReembeddingRequest(_message.Message):
+    """Request of GetReembedding."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user. Empty = the whole tenant."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReembeddingRequest: _TypeAlias = GetReembeddingRequest  # noqa: Y015
+
+@_typing.final
+class GetReembeddingResponse(_message.Message):
+    """Response of GetReembedding."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REEMBEDDING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reembedding(self) -> Global___Reembedding:
+        """How far it is."""
+
+    def __init__(
+        self,
+        *,
+        reembedding: Global___Reembedding | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reembedding", b"reembedding"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reembedding", b"reembedding"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReembeddingResponse: _TypeAlias = GetReembeddingResponse  # noqa: Y015
+
+@_typing.final
+class CancelReembeddingRequest(_message.Message):
+    """Request of CancelReembedding."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user. Empty = the whole tenant."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelReembeddingRequest: _TypeAlias = CancelReembeddingRequest  # noqa: Y015
+
+@_typing.final
+class CancelReembeddingResponse(_message.Message):
+    """Response of CancelReembedding."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REEMBEDDING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reembedding(self) -> Global___Reembedding:
+        """How far it came."""
+
+    def __init__(
+        self,
+        *,
+        reembedding: Global___Reembedding | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reembedding", b"reembedding"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reembedding", b"reembedding"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelReembeddingResponse: _TypeAlias = CancelReembeddingResponse  # noqa: Y015
+
+@_typing.final
 class GetDocumentRequest(_message.Message):
     """Request of GetDocument."""
 
@@ -1217,8 +1462,8 @@ class SearchRequest(_message.Message):
     chunks do, and their dimension.
     """
     embedding_model: _builtins.str
-    """The model of `vector`, at most 200 characters. Empty = the hub's own; another
-    one is a model of the user's chunks.
+    """The model of `vector`, at most 200 characters. Empty = the one that the hub
+    embeds the user's documents with; another one is a model of the user's chunks.
     """
     neighbours: _builtins.int
     """How many chunks before and after each hit to return with it, at most 5."""
@@ -1316,8 +1561,8 @@ class SearchQuery(_message.Message):
     vector: _builtins.bytes
     """What to look for, as a vector, as in SearchRequest."""
     embedding_model: _builtins.str
-    """The model of `vector`, at most 200 characters. Empty = the hub's own; another
-    one is a model of the user's chunks.
+    """The model of `vector`, at most 200 characters. Empty = the one that the hub
+    embeds the user's documents with; another one is a model of the user's chunks.
     """
     @_builtins.property
     def document_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

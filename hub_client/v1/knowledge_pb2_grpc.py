@@ -94,6 +94,21 @@ class KnowledgeServiceStub:
                 request_serializer=hub_dot_v1_dot_knowledge__pb2.ListRetrievalsRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_knowledge__pb2.ListRetrievalsResponse.FromString,
                 _registered_method=True)
+        self.ReembedSpace = channel.unary_unary(
+                '/hub.v1.KnowledgeService/ReembedSpace',
+                request_serializer=hub_dot_v1_dot_knowledge__pb2.ReembedSpaceRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_knowledge__pb2.ReembedSpaceResponse.FromString,
+                _registered_method=True)
+        self.GetReembedding = channel.unary_unary(
+                '/hub.v1.KnowledgeService/GetReembedding',
+                request_serializer=hub_dot_v1_dot_knowledge__pb2.GetReembeddingRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_knowledge__pb2.GetReembeddingResponse.FromString,
+                _registered_method=True)
+        self.CancelReembedding = channel.unary_unary(
+                '/hub.v1.KnowledgeService/CancelReembedding',
+                request_serializer=hub_dot_v1_dot_knowledge__pb2.CancelReembeddingRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_knowledge__pb2.CancelReembeddingResponse.FromString,
+                _registered_method=True)
         self.Search = channel.unary_unary(
                 '/hub.v1.KnowledgeService/Search',
                 request_serializer=hub_dot_v1_dot_knowledge__pb2.SearchRequest.SerializeToString,
@@ -241,6 +256,42 @@ class KnowledgeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReembedSpace(self, request, context):
+        """Moves the documents of a user, or of all users of the tenant, to another embedding
+        model: every chunk is embedded anew in the background, and searches go on with the
+        old model until the last one is. Then they use the new one, all at once, and what is
+        ingested is embedded by it. A hub that is started again goes on. Asked for again
+        a move goes on, or stays done; another model takes the place of the first. One
+        that failed goes on where it stopped. What AddChunks brought stays as it is.
+
+        Memories and messages are not moved: those of another model than the hub's own are
+        found by their words.
+
+        Errors include: NOT_FOUND (the user).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReembedding(self, request, context):
+        """Returns how far the last ReembedSpace is.
+
+        Errors include: NOT_FOUND (the user).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelReembedding(self, request, context):
+        """Ends what ReembedSpace began, where it is not done: those users keep the model
+        they have.
+
+        Errors include: NOT_FOUND (the user).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Search(self, request, context):
         """Finds the chunks of a user's ready documents that fit a query in words or
         in meaning, best first. It sees every document that was `ready` before it
@@ -358,6 +409,21 @@ def add_KnowledgeServiceServicer_to_server(servicer, server):
                     servicer.ListRetrievals,
                     request_deserializer=hub_dot_v1_dot_knowledge__pb2.ListRetrievalsRequest.FromString,
                     response_serializer=hub_dot_v1_dot_knowledge__pb2.ListRetrievalsResponse.SerializeToString,
+            ),
+            'ReembedSpace': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReembedSpace,
+                    request_deserializer=hub_dot_v1_dot_knowledge__pb2.ReembedSpaceRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_knowledge__pb2.ReembedSpaceResponse.SerializeToString,
+            ),
+            'GetReembedding': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReembedding,
+                    request_deserializer=hub_dot_v1_dot_knowledge__pb2.GetReembeddingRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_knowledge__pb2.GetReembeddingResponse.SerializeToString,
+            ),
+            'CancelReembedding': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelReembedding,
+                    request_deserializer=hub_dot_v1_dot_knowledge__pb2.CancelReembeddingRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_knowledge__pb2.CancelReembeddingResponse.SerializeToString,
             ),
             'Search': grpc.unary_unary_rpc_method_handler(
                     servicer.Search,
@@ -687,6 +753,87 @@ class KnowledgeService:
             '/hub.v1.KnowledgeService/ListRetrievals',
             hub_dot_v1_dot_knowledge__pb2.ListRetrievalsRequest.SerializeToString,
             hub_dot_v1_dot_knowledge__pb2.ListRetrievalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReembedSpace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.KnowledgeService/ReembedSpace',
+            hub_dot_v1_dot_knowledge__pb2.ReembedSpaceRequest.SerializeToString,
+            hub_dot_v1_dot_knowledge__pb2.ReembedSpaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReembedding(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.KnowledgeService/GetReembedding',
+            hub_dot_v1_dot_knowledge__pb2.GetReembeddingRequest.SerializeToString,
+            hub_dot_v1_dot_knowledge__pb2.GetReembeddingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelReembedding(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.KnowledgeService/CancelReembedding',
+            hub_dot_v1_dot_knowledge__pb2.CancelReembeddingRequest.SerializeToString,
+            hub_dot_v1_dot_knowledge__pb2.CancelReembeddingResponse.FromString,
             options,
             channel_credentials,
             insecure,

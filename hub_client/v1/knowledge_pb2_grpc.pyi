@@ -106,6 +106,30 @@ class KnowledgeServiceStub:
 
     Errors include: NOT_FOUND (the session), PAGE_TOKEN_INVALID.
     """
+    ReembedSpace: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.ReembedSpaceRequest, _knowledge_pb2.ReembedSpaceResponse]
+    """Moves the documents of a user, or of all users of the tenant, to another embedding
+    model: every chunk is embedded anew in the background, and searches go on with the
+    old model until the last one is. Then they use the new one, all at once, and what is
+    ingested is embedded by it. A hub that is started again goes on. Asked for again
+    a move goes on, or stays done; another model takes the place of the first. One
+    that failed goes on where it stopped. What AddChunks brought stays as it is.
+
+    Memories and messages are not moved: those of another model than the hub's own are
+    found by their words.
+
+    Errors include: NOT_FOUND (the user).
+    """
+    GetReembedding: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.GetReembeddingRequest, _knowledge_pb2.GetReembeddingResponse]
+    """Returns how far the last ReembedSpace is.
+
+    Errors include: NOT_FOUND (the user).
+    """
+    CancelReembedding: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.CancelReembeddingRequest, _knowledge_pb2.CancelReembeddingResponse]
+    """Ends what ReembedSpace began, where it is not done: those users keep the model
+    they have.
+
+    Errors include: NOT_FOUND (the user).
+    """
     Search: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.SearchRequest, _knowledge_pb2.SearchResponse]
     """Finds the chunks of a user's ready documents that fit a query in words or
     in meaning, best first. It sees every document that was `ready` before it
@@ -224,6 +248,30 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     """Lists what searches returned for a session, latest first.
 
     Errors include: NOT_FOUND (the session), PAGE_TOKEN_INVALID.
+    """
+    ReembedSpace: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.ReembedSpaceRequest, _knowledge_pb2.ReembedSpaceResponse]  # type: ignore[assignment]
+    """Moves the documents of a user, or of all users of the tenant, to another embedding
+    model: every chunk is embedded anew in the background, and searches go on with the
+    old model until the last one is. Then they use the new one, all at once, and what is
+    ingested is embedded by it. A hub that is started again goes on. Asked for again
+    a move goes on, or stays done; another model takes the place of the first. One
+    that failed goes on where it stopped. What AddChunks brought stays as it is.
+
+    Memories and messages are not moved: those of another model than the hub's own are
+    found by their words.
+
+    Errors include: NOT_FOUND (the user).
+    """
+    GetReembedding: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.GetReembeddingRequest, _knowledge_pb2.GetReembeddingResponse]  # type: ignore[assignment]
+    """Returns how far the last ReembedSpace is.
+
+    Errors include: NOT_FOUND (the user).
+    """
+    CancelReembedding: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.CancelReembeddingRequest, _knowledge_pb2.CancelReembeddingResponse]  # type: ignore[assignment]
+    """Ends what ReembedSpace began, where it is not done: those users keep the model
+    they have.
+
+    Errors include: NOT_FOUND (the user).
     """
     Search: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.SearchRequest, _knowledge_pb2.SearchResponse]  # type: ignore[assignment]
     """Finds the chunks of a user's ready documents that fit a query in words or
@@ -406,6 +454,48 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists what searches returned for a session, latest first.
 
         Errors include: NOT_FOUND (the session), PAGE_TOKEN_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def ReembedSpace(
+        self,
+        request: _knowledge_pb2.ReembedSpaceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.ReembedSpaceResponse, _abc.Awaitable[_knowledge_pb2.ReembedSpaceResponse]]:
+        """Moves the documents of a user, or of all users of the tenant, to another embedding
+        model: every chunk is embedded anew in the background, and searches go on with the
+        old model until the last one is. Then they use the new one, all at once, and what is
+        ingested is embedded by it. A hub that is started again goes on. Asked for again
+        a move goes on, or stays done; another model takes the place of the first. One
+        that failed goes on where it stopped. What AddChunks brought stays as it is.
+
+        Memories and messages are not moved: those of another model than the hub's own are
+        found by their words.
+
+        Errors include: NOT_FOUND (the user).
+        """
+
+    @_abc_1.abstractmethod
+    def GetReembedding(
+        self,
+        request: _knowledge_pb2.GetReembeddingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.GetReembeddingResponse, _abc.Awaitable[_knowledge_pb2.GetReembeddingResponse]]:
+        """Returns how far the last ReembedSpace is.
+
+        Errors include: NOT_FOUND (the user).
+        """
+
+    @_abc_1.abstractmethod
+    def CancelReembedding(
+        self,
+        request: _knowledge_pb2.CancelReembeddingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.CancelReembeddingResponse, _abc.Awaitable[_knowledge_pb2.CancelReembeddingResponse]]:
+        """Ends what ReembedSpace began, where it is not done: those users keep the model
+        they have.
+
+        Errors include: NOT_FOUND (the user).
         """
 
     @_abc_1.abstractmethod

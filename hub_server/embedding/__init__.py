@@ -21,10 +21,13 @@ __all__ = [
     "Remote",
     "TextRefusedError",
     "load_embedder",
+    "model_id",
     "remote",
 ]
 
 MODELS = ("minilm", "wordllama")
+# Known before a model is loaded, which takes a second.
+_IDS: Final = {"minilm": "minilm-l6-v2-int8", "wordllama": "wordllama-l2-256"}
 # No user, query or fragment in the URL: it stands in logs, so nothing secret may be part of it.
 _REMOTE: Final = re.compile(r"openai:([!-?A-~]{1,200})@(https?://[!-~]+)")
 _NOT_IN_URL: Final = frozenset("@?#")
@@ -111,6 +114,17 @@ def _is_whole(url: str) -> bool:
         return bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that is no number, or brackets around what is no address
         return False
+
+
+def model_id(name: str) -> str:
+    """Return the id of the provider called `name`, as it stands beside vectors.
+
+    Raises:
+        ValueError: no provider has that name.
+
+    """
+    server = remote(name)
+    return _IDS[name] if server is None else f"openai:{server.model}"
 
 
 def load_embedder(name: str, key: SecretStr | None = None) -> Embedder:

@@ -22,6 +22,7 @@ from hub_server import spaces
 from hub_server.caller import Caller
 from hub_server.database import Database
 from hub_server.embedding import Embedder, EmbeddingError, TextRefusedError
+from hub_server.embedding.models import Models
 from hub_server.errors import HubError
 from hub_server.jobs import splitting
 from hub_server.jobs.splitting import Piece
@@ -49,10 +50,10 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.ingestion")
 class Ingestion:
     """The ingestion of one process."""
 
-    def __init__(self, database: Database, embedder: Embedder, lease: dt.timedelta) -> None:
-        """Work on the documents of a database with the model that searches use."""
+    def __init__(self, database: Database, models: Models, lease: dt.timedelta) -> None:
+        """Work on the documents of a database with the models that searches use."""
         self._database = database
-        self._embedder = embedder
+        self._models = models
         self._lease = lease
         # Threads of its own: a query's embedding never waits for a document's.
         self._threads = Workers("ingest", threads=_THREADS, most_waiting=_DOCUMENTS)
@@ -117,35 +118,54 @@ class Ingestion:
         if attempt.number - document["first_attempt"] >= _MOST_ATTEMPTS:
             await attempt.fail(f"gave up after {_MOST_ATTEMPTS} attempts")
             return
-        pieces = await self._split(attempt, document["text"], chunking_of(document))
+        embedder = await self._embedder(attempt, self._models.in_use(document["space_model"]))
+        if embedder is None:
+            return
+        pieces = await self._split(attempt, embedder, document["text"], chunking_of(document))
         if pieces == []:
             await attempt.fail("the document holds no text")
         elif pieces is not None:
-            await self._write(attempt, document, pieces)
+            try:
+                await self._write(attempt, embedder, document, pieces)
+            except _OtherModelError:
+                await attempt.start_over()
+                await self._process(attempt)
+
+    async def _embedder(self, attempt: "_Attempt", model: str) -> Embedder | None:
+        """Return a model, once its server is there; None = the claim was lost."""
+        while True:
+            try:
+                return await self._models.get(model)
+            except EmbeddingError as error:
+                log.warning("ingestion waits", **attempt.facts, cause=causes(error))
+                if not await attempt.outwait(error.retry_after or _PAUSE_SECONDS):
+                    return None
 
     async def _split(
-        self, attempt: "_Attempt", text: str, chunking: Chunking
+        self, attempt: "_Attempt", embedder: Embedder, text: str, chunking: Chunking
     ) -> list[Piece] | None:
         """Return the pieces of a text; None = the claim was lost."""
         # A hub that was restarted with another model may have one that reads less.
-        chunking = chunking.within(self._embedder.window)
+        chunking = chunking.within(embedder.window)
         pieces: list[Piece] = []
-        blocks = splitting.pieces(text, self._embedder.count_tokens, chunking)
+        blocks = splitting.pieces(text, embedder.count_tokens, chunking)
         while (block := await self._threads.run(partial(next, blocks, None))) is not None:
             pieces += block
             if not await attempt.extend():
                 return None
         return pieces
 
-    async def _write(self, attempt: "_Attempt", document: Row, pieces: Sequence[Piece]) -> None:
-        model = self._embedder.model
+    async def _write(
+        self, attempt: "_Attempt", embedder: Embedder, document: Row, pieces: Sequence[Piece]
+    ) -> None:
+        model = embedder.model
         done = await attempt.resume(document, pieces, model)
         for start in range(done, len(pieces), _BATCH):
             batch = pieces[start : start + _BATCH]
-            rows = await self._embedded(attempt, partial(self._embed, document, start, batch))
+            rows = await self._embedded(attempt, partial(_embed, embedder, document, start, batch))
             if rows is None or not await attempt.write(document, rows, model, of=len(pieces)):
                 return
-        if done < len(pieces) or await attempt.finish(document, len(pieces)):
+        if done < len(pieces) or await attempt.finish(document, model, len(pieces)):
             log.info("ingested", **attempt.facts, chunks=len(pieces))
 
     async def _embedded(self, attempt: "_Attempt", embed: Callable[[], _Rows]) -> _Rows | None:
@@ -164,32 +184,9 @@ class Ingestion:
                 if not await attempt.outwait(error.retry_after or _PAUSE_SECONDS):
                     return None
 
-    def _embed(self, document: Row, start: int, batch: Sequence[Piece]) -> _Rows:
-        """Return the chunks of a batch as rows."""
-        counts = self._embedder.count_tokens([piece.content for piece in batch])
-        vectors = self._embedder.embed(
-            [
-                embedded(self._embedder, document["title"], piece.path, piece.content, size)
-                for piece, size in zip(batch, counts, strict=True)
-            ]
-        )
-        return [
-            {
-                "chunk_index": start + place,
-                "content": piece.content,
-                "heading_path": list(piece.path),
-                "start_char": piece.start,
-                "end_char": piece.end,
-                "token_count": counts[place],
-                "embedding": vectors[place].astype("<f4").tobytes(),
-                "metadata": {
-                    "source": document["source_url"],
-                    "chunk_index": start + place,
-                    "document_title": document["title"],
-                },
-            }
-            for place, piece in enumerate(batch)
-        ]
+
+class _OtherModelError(Exception):
+    """The space of a document moved to another model than its chunks were embedded by."""
 
 
 class _Attempt:
@@ -277,21 +274,28 @@ class _Attempt:
                 embedding_model=model,
             )
             if done == of:
-                await self._publish(connection, document, of)
+                await self._publish(connection, document, model, of)
         return True
 
-    async def finish(self, document: Row, chunk_count: int) -> bool:
+    async def finish(self, document: Row, model: str, chunk_count: int) -> bool:
         """Let searches see the document; False = the claim was lost."""
         async with self._database.transaction(self._hub()) as connection:
             repository = self._repository(connection)
             if not await repository.extend_lease(self.document_id, self.number, self._lease):
                 return False
-            await self._publish(connection, document, chunk_count)
+            await self._publish(connection, document, model, chunk_count)
         return True
 
-    async def _publish(self, connection: Any, document: Row, chunk_count: int) -> None:
-        """Put the new chunks in the place of those that searches found before, if any."""
-        seq = await spaces.next_seq(connection, self._tenant_id, document["user_id"], KIND)
+    async def _publish(self, connection: Any, document: Row, model: str, chunk_count: int) -> None:
+        """Put the new chunks in the place of those that searches found before, if any.
+
+        Raises _OtherModelError when the space moved to another model meanwhile.
+        """
+        space = (connection, self._tenant_id, document["user_id"], KIND)
+        seq = await spaces.next_seq(*space)
+        known = document["space_model"] or model
+        if await spaces.keep_model(*space, known) != known:
+            raise _OtherModelError
         repository = self._repository(connection)
         await repository.set_claimed(
             self.document_id,
@@ -304,6 +308,13 @@ class _Attempt:
         )
         if document["revision"] > 0:
             await repository.drop_chunks(self.document_id, shown=False)
+
+    async def start_over(self) -> None:
+        """Drop what was written of the chunks that no search finds yet."""
+        async with self._database.transaction(self._hub()) as connection:
+            repository = self._repository(connection)
+            if await repository.claimed(self.document_id, self.number) is not None:
+                await repository.drop_chunks(self.document_id, shown=False)
 
     async def fail(self, error: str) -> None:
         """Give the document up, with a reason for people; what was written of it goes."""
@@ -319,3 +330,31 @@ class _Attempt:
 
     def _repository(self, connection: Any) -> KnowledgeRepository:
         return KnowledgeRepository(connection, self._tenant_id)
+
+
+def _embed(embedder: Embedder, document: Row, start: int, batch: Sequence[Piece]) -> _Rows:
+    """Return the chunks of a batch as rows."""
+    counts = embedder.count_tokens([piece.content for piece in batch])
+    vectors = embedder.embed(
+        [
+            embedded(embedder, document["title"], piece.path, piece.content, size)
+            for piece, size in zip(batch, counts, strict=True)
+        ]
+    )
+    return [
+        {
+            "chunk_index": start + place,
+            "content": piece.content,
+            "heading_path": list(piece.path),
+            "start_char": piece.start,
+            "end_char": piece.end,
+            "token_count": counts[place],
+            "embedding": vectors[place].astype("<f4").tobytes(),
+            "metadata": {
+                "source": document["source_url"],
+                "chunk_index": start + place,
+                "document_title": document["title"],
+            },
+        }
+        for place, piece in enumerate(batch)
+    ]

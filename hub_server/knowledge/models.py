@@ -69,6 +69,9 @@ chunks = tenant_table(
     sa.Column("token_count", sa.Integer, nullable=False),
     sa.Column("embedding", sa.LargeBinary, nullable=False),  # float32, little-endian
     sa.Column("embedding_model", sa.Text, nullable=False),
+    # The vector of the model that the space moves to, or moved to a moment ago.
+    sa.Column("next_embedding", sa.LargeBinary),
+    sa.Column("next_model", sa.Text),
     sa.Column("metadata", JSONB, nullable=False),
     sa.PrimaryKeyConstraint("tenant_id", "chunk_id"),
     sa.UniqueConstraint("tenant_id", "document_id", "revision", "chunk_index"),
@@ -77,6 +80,13 @@ chunks = tenant_table(
     ),
     sa.Index("chunks_of_model", "tenant_id", "user_id", "embedding_model", "chunk_id"),
     sa.Index("chunks_metadata", "metadata", postgresql_using="gin"),
+    sa.Index(
+        "chunks_moving",
+        "tenant_id",
+        "user_id",
+        "chunk_id",
+        postgresql_where=sa.text("next_model IS NOT NULL"),
+    ),
 )
 
 # "vector_metadata" in the seed vocabulary: one row for each hit of a recorded search.

@@ -58,6 +58,7 @@ class OwnVectors:
         fields = [f"chunks[{place}].embedding" for place in range(len(added.chunks))]
         dimension = check_vectors(fields, [chunk.embedding for chunk in added.chunks])
         counts = await self._counts(added.chunks)
+        of_hub = await self._search.dimension_of(added.model)
         async with self._database.transaction(caller) as connection:
             active_user(await spaces.state(connection, caller.tenant_id, user_id, KIND))
             claims = Claims(connection, caller.tenant_id, user_id)
@@ -67,8 +68,7 @@ class OwnVectors:
             # From here on the space is held: nobody adds vectors of this model meanwhile.
             seq = await spaces.next_seq(connection, caller.tenant_id, user_id, KIND)
             repository = KnowledgeRepository(connection, caller.tenant_id)
-            known = self._search.dimension_of(added.model)
-            known = known or await repository.dimension(user_id, added.model) or dimension
+            known = of_hub or await repository.dimension(user_id, added.model) or dimension
             check_dimension(fields[0], dimension, added.model, known)
             rows = _rows(document, added.chunks, counts)
             await repository.add_chunks(

@@ -17,6 +17,7 @@ from hub_server.knowledge.models import chunks, documents, retrievals
 from hub_server.paging import Page
 from hub_server.retrieval.view import Change, IndexedRow
 from hub_server.rows import Row
+from hub_server.spaces import spaces
 from hub_server.wakeups import CHANNEL
 
 _DOCUMENT: Final = (
@@ -295,8 +296,10 @@ class KnowledgeRepository:
             chunks.c.chunk_id,
             chunks.c.heading_path,
             chunks.c.content,
-            chunks.c.embedding,
-            chunks.c.embedding_model,
+            sa.case(
+                (chunks.c.embedding_model == model, chunks.c.embedding),
+                (chunks.c.next_model == model, chunks.c.next_embedding),
+            ).label("embedding"),
         )
         query = (
             query.select_from(changed.outerjoin(chunks, of_it))
@@ -306,7 +309,7 @@ class KnowledgeRepository:
         rows = (await self._connection.execute(query)).all()
         groups = groupby(rows, key=lambda row: (row.document_id, row.space_seq))
         return [
-            Change(document_id, seq, tuple(_indexed(row, model) for row in group if row.chunk_id))
+            Change(document_id, seq, tuple(_indexed(row) for row in group if row.chunk_id))
             for (document_id, seq), group in groups
         ]
 
@@ -345,6 +348,7 @@ class KnowledgeRepository:
                 documents.c.overlap_tokens,
                 documents.c.revision,
                 documents.c.first_attempt,
+                self._space_model().label("space_model"),
             )
             .where(*self._is_claimed(document_id, attempt))
             .with_for_update()
@@ -404,6 +408,18 @@ class KnowledgeRepository:
         ]
         await self._connection.execute(sa.insert(chunks), values)
 
+    def _space_model(self) -> sa.ScalarSelect[str | None]:
+        """Return the model of the space of a document."""
+        return (
+            sa.select(spaces.c.embedding_model)
+            .where(
+                spaces.c.tenant_id == self._tenant_id,
+                spaces.c.user_id == documents.c.user_id,
+                spaces.c.kind == "knowledge",
+            )
+            .scalar_subquery()
+        )
+
     def _is(self, document_id: str) -> tuple[sa.ColumnElement[bool], ...]:
         return (*self._named(document_id), documents.c.deleted_at.is_(None))
 
@@ -442,8 +458,7 @@ def _chunks_before() -> sa.ColumnElement[int]:
     return total - documents.c.chunk_count
 
 
-def _indexed(row: Any, model: str) -> IndexedRow:
-    """Return a chunk as its view takes it; a vector of another model is left out."""
-    vector = bytes(row.embedding) if row.embedding_model == model else b""
+def _indexed(row: Any) -> IndexedRow:
+    """Return a chunk as its view takes it, without a vector if it has none of the model."""
     text = headed(row.title, row.heading_path, row.content)
-    return IndexedRow(row.chunk_id, text, vector)
+    return IndexedRow(row.chunk_id, text, bytes(row.embedding or b""))

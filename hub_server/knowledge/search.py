@@ -43,7 +43,7 @@ class Asked:
     vector: NDArray[np.float32] | None = None
     """What to look for in meaning, instead of the query's own; None = that."""
     embedding_model: str = ""
-    """The model of the vector; empty = the hub's own."""
+    """The model of the vector; empty = the one of the user's space."""
     within: str = ""
     """What stands before its fields where errors name them."""
 
@@ -106,7 +106,9 @@ class KnowledgeSearch:
         Raises INVALID_FIELD, NOT_FOUND, USER_DISABLED or FEATURE_DISABLED.
         """
         state = await self._state(caller, user_id, served)
-        vectors = await self._vectors(caller, user_id, several)
+        model = self._search.models.in_use(state["embedding_model"])
+        several = [replace(one, embedding_model=one.embedding_model or model) for one in several]
+        vectors = await self._vectors(caller, user_id, several, model)
         hits = [
             await self._hits(caller, user_id, state, asked, vector)
             for asked, vector in zip(several, vectors, strict=True)
@@ -125,8 +127,9 @@ class KnowledgeSearch:
         """Return what a view of a user's chunks is made of. Raises NOT_FOUND or USER_DISABLED."""
         async with self._database.statement(caller) as connection:
             state = active_user(await spaces.state(connection, caller.tenant_id, user_id, KIND))
-        space = self._search.space(caller.tenant_id, user_id, KIND)
-        return Source(space, state, self._pull(caller, user_id, self._search.model))
+        model = self._search.models.in_use(state["embedding_model"])
+        space = self._search.space(caller.tenant_id, user_id, KIND, model)
+        return Source(space, state, self._pull(caller, user_id, model))
 
     def _pull(self, caller: Caller, user_id: str, model: str) -> Pull:
         async def pull(after: int) -> Sequence[Change]:
@@ -152,7 +155,7 @@ class KnowledgeSearch:
         return state
 
     async def _vectors(
-        self, caller: Caller, user_id: str, several: Sequence[Asked]
+        self, caller: Caller, user_id: str, several: Sequence[Asked], model: str
     ) -> Sequence[NDArray[np.float32] | None]:
         """Return what each looks for in meaning; None = nothing.
 
@@ -162,14 +165,14 @@ class KnowledgeSearch:
             if asked.vector is not None:
                 await self._check_vector(caller, user_id, asked, asked.vector)
         texts = [asked.query for asked in several if asked.is_to_embed]
-        made = iter(await self._search.embed_all(texts) if texts else ())
+        made = iter(await self._search.embed_all(texts, model) if texts else ())
         return [next(made) if asked.is_to_embed else asked.vector for asked in several]
 
     async def _check_vector(
         self, caller: Caller, user_id: str, asked: Asked, vector: NDArray[np.float32]
     ) -> None:
-        model = asked.embedding_model or self._search.model
-        if (known := self._search.dimension_of(model)) is None:
+        model = asked.embedding_model
+        if (known := await self._search.dimension_of(model)) is None:
             async with self._database.statement(caller) as connection:
                 repository = KnowledgeRepository(connection, caller.tenant_id)
                 known = await repository.dimension(user_id, model)
@@ -186,7 +189,7 @@ class KnowledgeSearch:
         asked: Asked,
         vector: NDArray[np.float32] | None,
     ) -> Sequence[Hit]:
-        among, model = None, asked.embedding_model or self._search.model
+        among, model = None, asked.embedding_model
         if asked.is_filtered:
             async with self._database.statement(caller) as connection:
                 repository = SearchRepository(connection, caller.tenant_id, user_id)
@@ -249,7 +252,7 @@ class KnowledgeSearch:
                     "chunk_id": hit.row["chunk_id"],
                     "score": hit.candidate.score,
                     "query": asked.query,
-                    "embedding_model": asked.embedding_model or self._search.model,
+                    "embedding_model": asked.embedding_model,
                 }
                 for hit in of_it
             ]

@@ -19,6 +19,7 @@ from hub_server.idempotency import retry_of
 from hub_server.knowledge.chunking import CHUNK_TOKENS, chunking_of
 from hub_server.knowledge.index import Indexes, Told
 from hub_server.knowledge.own_chunks import OwnChunk, OwnChunks, OwnVectors
+from hub_server.knowledge.reembedding import Reembeddings
 from hub_server.knowledge.search import KnowledgeSearch
 from hub_server.knowledge.service import KnowledgeService, document_etag
 from hub_server.knowledge.watching import DocumentFeed, DocumentWatches
@@ -47,6 +48,7 @@ class KnowledgeServicer:
         service: KnowledgeService,
         search: KnowledgeSearch,
         own_vectors: OwnVectors,
+        reembeddings: Reembeddings,
         watches: DocumentWatches,
         indexes: Indexes,
         pages: PageTokens,
@@ -55,6 +57,7 @@ class KnowledgeServicer:
         self._knowledge = service
         self._search = search
         self._own_vectors = own_vectors
+        self._reembeddings = reembeddings
         self._watches = watches
         self._indexes = indexes
         self._pages = pages
@@ -165,6 +168,27 @@ class KnowledgeServicer:
             retrievals=map(retrieval_to_pb, found),
             next_page_token=self._pages.next(caller, request, after),
         )
+
+    async def ReembedSpace(
+        self, request: pb.ReembedSpaceRequest, caller: Caller
+    ) -> pb.ReembedSpaceResponse:
+        """Move documents to another model."""
+        row = await self._reembeddings.ask(caller, request.user_id, request.embedding_model)
+        return pb.ReembedSpaceResponse(reembedding=_reembedding_to_pb(row))
+
+    async def GetReembedding(
+        self, request: pb.GetReembeddingRequest, caller: Caller
+    ) -> pb.GetReembeddingResponse:
+        """Return how far a move is."""
+        row = await self._reembeddings.progress(caller, request.user_id)
+        return pb.GetReembeddingResponse(reembedding=_reembedding_to_pb(row))
+
+    async def CancelReembedding(
+        self, request: pb.CancelReembeddingRequest, caller: Caller
+    ) -> pb.CancelReembeddingResponse:
+        """End a move."""
+        row = await self._reembeddings.cancel(caller, request.user_id)
+        return pb.CancelReembeddingResponse(reembedding=_reembedding_to_pb(row))
 
     async def Search(self, request: pb.SearchRequest, caller: Caller) -> pb.SearchResponse:
         """Find chunks."""
@@ -308,6 +332,34 @@ def _document_to_pb(document: Row) -> pb.Document:
             max_tokens=chunking.max_tokens, overlap_tokens=chunking.overlap_tokens
         ),
     )
+
+
+def _reembedding_to_pb(row: Row) -> pb.Reembedding:
+    return pb.Reembedding(
+        embedding_model=row["target_model"] or "",
+        status=_reembedding_status(row),
+        error=row["error"] or "",
+        failed_user_id=row["failed_user_id"] or "",
+        users_total=row["spaces_total"],
+        users_done=row["spaces_done"],
+        chunks_total=row["rows_total"],
+        chunks_done=row["rows_done"],
+        chunks_own=row["rows_own"],
+        updated_at=timestamp_to_pb(row["updated_at"]),
+    )
+
+
+def _reembedding_status(row: Row) -> pb.ReembeddingStatus.ValueType:
+    ended = row["spaces_done"] + row["spaces_failed"] + row["spaces_cancelled"]
+    if row["spaces_total"] == 0:
+        return pb.REEMBEDDING_STATUS_NONE
+    if ended < row["spaces_total"]:
+        return pb.REEMBEDDING_STATUS_MOVING
+    if row["spaces_failed"]:
+        return pb.REEMBEDDING_STATUS_FAILED
+    if row["spaces_cancelled"]:
+        return pb.REEMBEDDING_STATUS_CANCELLED
+    return pb.REEMBEDDING_STATUS_DONE
 
 
 def _index_to_pb(told: Told) -> pb.IndexStats:

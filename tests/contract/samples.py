@@ -21,6 +21,7 @@ from hub_client.v1 import (
     BatchMessage,
     BatchRememberRequest,
     BatchSearchRequest,
+    CancelReembeddingRequest,
     ChangePasswordRequest,
     CheckIndexRequest,
     Chunking,
@@ -50,6 +51,7 @@ from hub_client.v1 import (
     GetMemoryReportRequest,
     GetMemoryRequest,
     GetMessageRequest,
+    GetReembeddingRequest,
     GetSessionRequest,
     GetTenantErasureRequest,
     GetTenantRequest,
@@ -82,6 +84,7 @@ from hub_client.v1 import (
     RebuildIndexRequest,
     RecallRequest,
     RedactMessageRequest,
+    ReembedSpaceRequest,
     RefreshTokenRequest,
     RejectMemoryRequest,
     RememberRequest,
@@ -463,6 +466,11 @@ _SAMPLES: Final[dict[str, Callable[[World], Message]]] = {
     "ListChunks": lambda world: ListChunksRequest(document_id=world.document_id),
     "ListRetrievals": lambda world: ListRetrievalsRequest(session_id=world.session_id),
     "DeleteDocument": lambda world: DeleteDocumentRequest(document_id=world.spare_document_id),
+    "ReembedSpace": lambda world: ReembedSpaceRequest(
+        user_id=world.user_id, embedding_model="wordllama-l2-256"
+    ),
+    "GetReembedding": lambda world: GetReembeddingRequest(user_id=world.user_id),
+    "CancelReembedding": lambda world: CancelReembeddingRequest(user_id=world.user_id),
     "Search": lambda world: SearchRequest(
         user_id=world.user_id, query="leaves", session_id=world.session_id
     ),

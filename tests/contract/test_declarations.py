@@ -80,7 +80,7 @@ def test_there_are_four_services() -> None:
         "hub.v1.MemoryService",
         "hub.v1.KnowledgeService",
     }
-    assert len(METHODS) == 89
+    assert len(METHODS) == 92
 
 
 @of_each_method

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hub_server.caller import Caller
 from hub_server.database import Database
 from hub_server.embedding import Embedder, load_embedder
+from hub_server.embedding.models import Models
 from hub_server.idempotency import Retry
 from hub_server.identity.access_repository import AccessRepository
 from hub_server.identity.repository import IdentityRepository
@@ -110,7 +111,7 @@ class Library:
 
     @property
     def _search(self) -> Search:
-        return Search(self.embedder, Views(exact_max_bytes=1 << 24, memory_bytes=1 << 28))
+        return Search(Models(self.embedder), Views(exact_max_bytes=1 << 24, memory_bytes=1 << 28))
 
     async def search(self, query: str) -> Row:
         """Return the chunk that fits best."""
@@ -179,7 +180,7 @@ async def ingesting(
 ) -> AsyncIterator[Ingestion]:
     """Run the ingestion of one hub process; at the end it is stopped as the hub stops it."""
     database = library.new_database()
-    ingestion = Ingestion(database, embedder, lease)
+    ingestion = Ingestion(database, Models(embedder), lease)
     task = asyncio.create_task(ingestion.run())
     try:
         yield ingestion
@@ -225,7 +226,7 @@ async def test_an_ingestion_that_is_woken_as_it_is_stopped_stops(
     library: Library, model: Embedder
 ) -> None:
     """A document that arrives at the last moment does not keep the hub from ending."""
-    ingestion = Ingestion(library.database, model, LONG)
+    ingestion = Ingestion(library.database, Models(model), LONG)
     task = asyncio.create_task(ingestion.run())
     await until(lambda: ingestion._waiting._waiters)
     ingestion.wake()
@@ -269,7 +270,7 @@ async def late_write(attempt: _Attempt, document: Any) -> bool:
 
 async def late_finish(attempt: _Attempt, document: Any) -> bool:
     """Say that the document is done, with another number of chunks."""
-    return await attempt.finish(document["user_id"], 999)
+    return await attempt.finish(document, "model", 999)
 
 
 async def late_fail(attempt: _Attempt, _: Any) -> bool:

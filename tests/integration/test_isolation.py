@@ -79,6 +79,7 @@ _NOT_MET = {
     "AddChunks": ("INVALID_FIELD",),
     "AcceptMemory": ("MEMORY_STATUS",),
     "RejectMemory": ("MEMORY_STATUS",),
+    "ReembedSpace": ("INVALID_FIELD",),
 }
 # The score of a memory changes with its age; its relevance does not.
 _SCORES = ("vector_score", "word_score")

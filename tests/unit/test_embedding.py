@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from hub_server.embedding import MODELS, Embedder, load_embedder
+from hub_server.embedding import MODELS, Embedder, load_embedder, model_id
 
 _TEXTS = [
     "A cat sat on the mat.",
@@ -94,6 +94,7 @@ def test_models_have_ids_that_do_not_change() -> None:
         ("minilm-l6-v2-int8", 384),
         ("wordllama-l2-256", 256),
     ]
+    assert [model_id(name) for name in ("minilm", "wordllama")] == [one.model for one in loaded]
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
