@@ -1,7 +1,7 @@
 """How calls travel: credential, time limit, safe retries, errors, pages."""
 
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -94,6 +94,30 @@ class Transport:
         finally:
             answers.cancel()  # who stops reading leaves no stream behind
 
+    def upload(
+        self,
+        path: str,
+        requests: Iterable[Message],
+        response_type: type[_Response],
+        timeout: float | None,
+    ) -> _Response:
+        """Send the requests as one call; without a time limit of its own it has the hub's.
+
+        Raises HubError.
+        """
+        method = self._channel.stream_unary(
+            path,
+            request_serializer=_serialized,
+            response_deserializer=response_type.FromString,
+        )
+        try:
+            response: _Response = method(
+                _all_retriable(requests), timeout=timeout, metadata=self._metadata
+            )
+        except grpc.RpcError as error:
+            raise _translated(error) from None
+        return response
+
 
 class AsyncTransport:
     """Makes the calls of the async client over one channel."""
@@ -161,6 +185,32 @@ class AsyncTransport:
         finally:
             answers.cancel()  # who stops reading leaves no stream behind
 
+    async def upload(
+        self,
+        path: str,
+        requests: Iterable[Message],
+        response_type: type[_Response],
+        timeout: float | None,
+    ) -> _Response:
+        """Send the requests as one call; without a time limit of its own it has the hub's.
+
+        Raises HubError.
+        """
+        method = self._channel.stream_unary(
+            path,
+            request_serializer=_serialized,
+            response_deserializer=response_type.FromString,
+        )
+        try:
+            response: _Response | None = await method(
+                _all_retriable(requests), timeout=timeout, metadata=self._metadata
+            )
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from None
+        if response is None:  # as in `call`
+            raise HubError("the answer cannot be read", code=grpc.StatusCode.INTERNAL)
+        return response
+
 
 def _metadata(key: str | None, act_as: str | None) -> tuple[tuple[str, str], ...]:
     key = key.strip() if key else key  # files end with a newline, which metadata cannot bear
@@ -187,6 +237,12 @@ def _retriable(request: Message) -> Message:
     asked = _copy(request)
     setattr(asked, _REQUEST_ID, str(uuid.uuid4()))
     return asked
+
+
+def _all_retriable(requests: Iterable[Message]) -> Iterator[Message]:
+    """Yield the requests of a call; what makes it retriable stands in the first."""
+    for place, request in enumerate(requests):
+        yield request if place else _retriable(request)
 
 
 def _translated(error: Any) -> HubError:  # grpc's RpcError declares no methods

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -10,11 +11,18 @@ import grpc
 
 from hub_client._transport import OPTIONS, AsyncTransport, Transport
 from hub_client.errors import OverloadedError, ReaderTooSlowError, UnavailableError
-from hub_client.v1 import WatchSessionRequest, WatchSessionResponse, clients
+from hub_client.v1 import (
+    Document,
+    UploadDocumentRequest,
+    WatchSessionRequest,
+    WatchSessionResponse,
+    clients,
+)
 
 _TIMEOUT: Final = 30.0
 # Between two streams, so that a hub that is away is not asked without pause.
 _RESUME_SECONDS: Final = 0.5
+_PART: Final = 1 << 18  # bytes of a file in one message
 _RESUMABLE: Final = (OverloadedError, ReaderTooSlowError, UnavailableError)
 
 
@@ -71,6 +79,22 @@ class HubClient:
                     yield event
             except _RESUMABLE:
                 time.sleep(_RESUME_SECONDS)
+
+    def upload(
+        self,
+        file: Path | bytes,
+        header: UploadDocumentRequest | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Document:
+        """Upload a file, or its bytes, as a document.
+
+        ``header`` bears all but the bytes: the user, a title …; the name of the file is added. A
+        file is sent as it is when it is read first. Raises HubError, and OSError of the file.
+        """
+        content = file if isinstance(file, bytes) else file.read_bytes()
+        parts = _parts(file, content, header)
+        return self.knowledge.upload_document(parts, timeout=timeout).document
 
     def close(self) -> None:
         """Close the connection; calls in progress fail."""
@@ -131,6 +155,21 @@ class AsyncHubClient:
             except _RESUMABLE:
                 await asyncio.sleep(_RESUME_SECONDS)
 
+    async def upload(
+        self,
+        file: Path | bytes,
+        header: UploadDocumentRequest | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Document:
+        """Upload a file, or its bytes, as a document.
+
+        Takes and raises what ``HubClient.upload`` does.
+        """
+        content = file if isinstance(file, bytes) else await asyncio.to_thread(file.read_bytes)
+        parts = _parts(file, content, header)
+        return (await self.knowledge.upload_document(parts, timeout=timeout)).document
+
     async def close(self) -> None:
         """Close the connection; calls in progress fail."""
         await self._channel.close()
@@ -147,6 +186,19 @@ class AsyncHubClient:
     ) -> None:
         """Close the connection."""
         await self.close()
+
+
+def _parts(
+    file: Path | bytes, content: bytes, header: UploadDocumentRequest | None
+) -> Iterator[UploadDocumentRequest]:
+    """Yield the messages of an upload: what it is, and then its bytes."""
+    first = UploadDocumentRequest()
+    first.MergeFrom(header or first)
+    if isinstance(file, Path) and not first.file_name:
+        first.file_name = file.name
+    yield first
+    for start in range(0, len(content), _PART):
+        yield UploadDocumentRequest(data=content[start : start + _PART])
 
 
 class _Place:

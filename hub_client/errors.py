@@ -153,6 +153,10 @@ class MemoryRateError(HubError):
     """The user was told about too often; ``retry_after`` tells when to try again."""
 
 
+class SenderTooSlowError(HubError):
+    """Nothing was sent for too long; nothing is kept of what was."""
+
+
 class InternalError(HubError):
     """A fault of the hub; its log tells more under ``request_id``."""
 
@@ -185,6 +189,7 @@ _BY_REASON: Final[Mapping[str, type[HubError]]] = {
     "READER_TOO_SLOW": ReaderTooSlowError,
     "MEMORY_STATUS": MemoryStatusError,
     "MEMORY_RATE": MemoryRateError,
+    "SENDER_TOO_SLOW": SenderTooSlowError,
 }
 # What gRPC itself reports, without the hub having answered.
 _BY_CODE: Final[Mapping[grpc.StatusCode, type[HubError]]] = {

@@ -78,6 +78,10 @@ _STATUS: Final[dict[int, tuple[grpc.StatusCode, str]]] = {
         grpc.StatusCode.ABORTED,
         "the reader did not keep up; ask again from where it stopped",
     ),
+    Reason.REASON_SENDER_TOO_SLOW: (
+        grpc.StatusCode.ABORTED,
+        "nothing was sent for too long; nothing is kept of what was",
+    ),
     Reason.REASON_SESSION_ENDED: (grpc.StatusCode.FAILED_PRECONDITION, "the session has ended"),
     Reason.REASON_SESSION_LIMIT: (
         grpc.StatusCode.RESOURCE_EXHAUSTED,

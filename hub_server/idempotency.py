@@ -42,6 +42,10 @@ class Retry:
     request_id: str
     fingerprint: bytes
 
+    def over(self, content_hash: bytes) -> "Retry":
+        """Return the same for a call that brought some content beside its request."""
+        return Retry(self.request_id, hashlib.sha256(self.fingerprint + content_hash).digest())
+
 
 _NO_RETRY: Final = Retry("", b"")
 
@@ -49,7 +53,8 @@ _NO_RETRY: Final = Retry("", b"")
 def retry_of(request: Message, *, but: str | None = None) -> Retry:
     """Return what tells a retry of this request from another use of its id.
 
-    The field ``but`` is left out: a fast hash of a password must not be stored.
+    The field ``but`` is left out: a fast hash of a password must not be stored, and how a stream
+    was cut into messages does not matter.
     """
     asked: Any = request  # the type Message declares no fields
     if not asked.request_id:

@@ -7,7 +7,8 @@ A call's work runs in a task of the server. grpc.aio cancels a handler when its 
 and a database transaction must not be cut off half-way; so the handler only waits for the task.
 
 A stream does its work in such tasks too, one after the other: each begins with authentication, so
-that access which is lost ends the stream before anything else is sent.
+that access which is lost ends the stream before anything else is sent. What is streamed to the hub
+is read by the handler, once who sends it is known; the work is done when all of it is there.
 """
 
 import asyncio
@@ -15,25 +16,35 @@ import math
 import re
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, NoReturn, Protocol, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
 import structlog
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from google.protobuf.message import DecodeError, Message
-from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
-from hub_client.v1.options_pb2 import Level, Scope
+from hub_client.v1.options_pb2 import Level
 from hub_server.caller import Caller
+from hub_server.calls import (
+    Authenticate,
+    Call,
+    Feed,
+    Intake,
+    Method,
+    NoteRefusal,
+    Room,
+    checked,
+    compile_method,
+    refusal_of,
+)
 from hub_server.errors import HubError, Reason, reason_name, to_status
 from hub_server.ids import new_id
-from hub_server.limits import Check, compile_check, level_of, loggable_fields, scope_of
 
 REQUEST_ID_METADATA: Final = "x-request-id"
 ACT_AS_METADATA: Final = "act-as"
@@ -42,79 +53,17 @@ _MOMENT_SECONDS: Final = 0.05
 # Parts of streams' work under way at a time; the others wait for their turn. A change may wake
 # thousands of streams at once, which must neither be refused nor crowd out calls.
 MOST_READS: Final = 16
+# Each may hold one message that is not counted yet, of the 8 MiB that gRPC lets through.
+MOST_UPLOADS: Final = 64
+_UPLOAD_SECONDS: Final = 600.0  # whatever the client's deadline
 # After a pause of the reader's what was read before it is read again: it may be his no longer.
 _STALE_SECONDS: Final = 0.2
 _HUB: Final = Path(__file__).parent
 
 T = TypeVar("T")
 
-Work = Callable[[Any, Caller | None], Awaitable[Any]]
 Context = grpc.aio.ServicerContext[bytes, bytes]
 log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.rpc")
-
-
-class Authenticate(Protocol):
-    """Turns the metadata of a call into its caller."""
-
-    async def __call__(self, authorization: str, act_as: str | None, deadline: float) -> Caller:
-        """Return the caller. Raises CREDENTIAL_INVALID, or what refuses ``act_as``."""
-
-
-class NoteRefusal(Protocol):
-    """Writes down that a caller with a valid credential was refused a method."""
-
-    async def __call__(self, caller: Caller, method: str) -> None:
-        """Write it down, or fail without a trace: the refusal stands."""
-
-
-class Feed(Protocol):
-    """What the work of a streaming method returns: something to be read from again and again."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more will come after what was read last."""
-
-    async def read(self, caller: Caller) -> Sequence[Message]:
-        """Return what to send next, perhaps nothing. Raises HubError, which ends the stream."""
-
-    def sent(self, count: int) -> None:
-        """Note that so many of what was read last were sent; the others are to be read again."""
-
-    async def wait(self) -> None:
-        """Return when to read again. It may be cancelled."""
-
-    def close(self) -> None:
-        """Let go of what it holds: the stream has ended."""
-
-
-@dataclass(frozen=True)
-class _Method:
-    """What the contract says of a method, and the work that serves it."""
-
-    path: str
-    name: str
-    level: Level.ValueType
-    scope: Scope.ValueType
-    request_type: type[Message]
-    check: Check
-    loggable: tuple[str, ...]
-    work: Work
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One call as it arrived."""
-
-    method: _Method
-    request_id: str
-    authorization: str | None
-    act_as: str | None
-    deadline: float
-    started: float
-
-    def facts(self) -> dict[str, object]:
-        """Return what a log line of it begins with."""
-        return {"method": self.method.path, "request_id": self.request_id}
 
 
 class Rpc:
@@ -129,10 +78,12 @@ class Rpc:
         most_streams: int,
         default_deadline: float,
         stall: float,
+        room: int,
     ) -> None:
         """``default_deadline`` is in seconds, for calls that bring none.
 
-        ``stall`` is, too: so long may the reader of a stream read nothing.
+        ``stall`` is, too: so long may the reader of a stream read nothing, or who sends one send
+        nothing. ``room`` is how many bytes of all that is being sent are kept.
         """
         self._authenticate = authenticate
         self._note_refusal = note_refusal
@@ -143,8 +94,10 @@ class Rpc:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._calls = 0
         self._streams = 0
+        self._uploads = 0
+        self._room = Room(room)
         self._reads = asyncio.Semaphore(MOST_READS)
-        self._pauses: set[asyncio.Task[None]] = set()  # of streams that wait for news
+        self._pauses: set[asyncio.Task[Any]] = set()  # of streams that wait for news or messages
         self._is_draining = False
         self._refused = 0  # while draining
 
@@ -156,12 +109,15 @@ class Rpc:
         """
         handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
         for method in service.methods:
-            compiled = _compile(method, getattr(servicer, method.name))
-            handlers[method.name] = (
-                grpc.unary_stream_rpc_method_handler(self._stream(compiled))
-                if method.server_streaming
-                else grpc.unary_unary_rpc_method_handler(self._unary(compiled))
-            )
+            compiled = compile_method(method, getattr(servicer, method.name))
+            handler: grpc.RpcMethodHandler[bytes, bytes]
+            if method.client_streaming:
+                handler = grpc.stream_unary_rpc_method_handler(self._upload(compiled))
+            elif method.server_streaming:
+                handler = grpc.unary_stream_rpc_method_handler(self._stream(compiled))
+            else:
+                handler = grpc.unary_unary_rpc_method_handler(self._unary(compiled))
+            handlers[method.name] = handler
         return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
     async def drain(self, seconds: float) -> None:
@@ -188,7 +144,7 @@ class Rpc:
             refused = self._refused
             await asyncio.sleep(_MOMENT_SECONDS)
 
-    def _unary(self, method: _Method) -> Callable[[bytes, Context], Coroutine[Any, Any, bytes]]:
+    def _unary(self, method: Method) -> Callable[[bytes, Context], Coroutine[Any, Any, bytes]]:
         async def unary(request: bytes, context: Context) -> bytes:
             call = self._arrived(method, context)
             bears_id = ((REQUEST_ID_METADATA, call.request_id),)
@@ -201,7 +157,7 @@ class Rpc:
 
         return unary
 
-    def _stream(self, method: _Method) -> Callable[[bytes, Context], Coroutine[Any, Any, None]]:
+    def _stream(self, method: Method) -> Callable[[bytes, Context], Coroutine[Any, Any, None]]:
         async def stream(request: bytes, context: Context) -> None:
             call = self._arrived(method, context)
             # Counted until the end, which may have to wait for a reader who does not read.
@@ -214,7 +170,7 @@ class Rpc:
 
         return stream
 
-    async def _ended(self, call: _Call, raw: bytes, context: Context) -> Status | None:
+    async def _ended(self, call: Call, raw: bytes, context: Context) -> Status | None:
         """Serve a stream; return why it failed, in a form that holds nothing of it."""
         facts = call.facts()
         try:
@@ -226,7 +182,7 @@ class Rpc:
         return None
 
     async def _streamed(
-        self, call: _Call, raw: bytes, context: Context, facts: dict[str, object]
+        self, call: Call, raw: bytes, context: Context, facts: dict[str, object]
     ) -> None:
         """Serve a stream until it is over, or fails."""
         if self._streams > self._most_streams:
@@ -238,7 +194,7 @@ class Rpc:
         finally:
             feed.close()
 
-    async def _fed(self, call: _Call, feed: Feed, context: Context, end: float) -> None:
+    async def _fed(self, call: Call, feed: Feed, context: Context, end: float) -> None:
         """Send what the feed has; each part of the work has a deadline of its own."""
         while True:
             async with self._reads:
@@ -254,7 +210,7 @@ class Rpc:
                 return
             await self._pause(feed, end)
 
-    async def _read(self, call: _Call, feed: Feed) -> Sequence[bytes]:
+    async def _read(self, call: Call, feed: Feed) -> Sequence[bytes]:
         caller = await self._admitted(call, {})
         assert caller is not None  # noqa: S101 - no stream is public
         return [message.SerializeToString() for message in await feed.read(caller)]
@@ -287,13 +243,96 @@ class Rpc:
         if _left(end) <= 0:
             raise HubError(Reason.REASON_DEADLINE_EXCEEDED)
 
-    def _arrived(self, method: _Method, context: Context) -> _Call:
+    def _upload(self, method: Method) -> Callable[[Any, Context], Coroutine[Any, Any, bytes]]:
+        async def upload(_: object, context: Context) -> bytes:
+            call = self._arrived(method, context)
+            facts = call.facts()
+            try:
+                with self._logged(call, facts), _cancelled_when_gone(), self._uploading():
+                    answer = await self._uploaded(call, context, facts)
+            except HubError as error:
+                await _abort(context, call, to_status(error, call.request_id))
+            context.set_trailing_metadata(((REQUEST_ID_METADATA, call.request_id),))
+            return answer
+
+        return upload
+
+    @contextmanager
+    def _uploading(self) -> Iterator[None]:
+        """Count an upload as a call from its first moment; refuse one too many."""
+        if self._calls >= self._most_calls or self._uploads >= MOST_UPLOADS:
+            raise HubError(Reason.REASON_OVERLOADED)
+        self._calls += 1
+        self._uploads += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            self._uploads -= 1
+
+    async def _uploaded(self, call: Call, context: Context, facts: dict[str, object]) -> bytes:
+        """Read all that is sent, then do the work; what was read is let go of after either."""
+        left: float | None = context.time_remaining()
+        end = call.started + min(math.inf if left is None else left, _UPLOAD_SECONDS)
+        with ExitStack() as held:
+            take = held.enter_context(self._room.share())
+            caller = await self._part(self._admitted(call, facts), end)
+            raw = await self._next(context, end) or b""
+            take(len(raw))
+            intake: Intake = await self._part(self._begun(call, caller, raw, facts), end)
+            held.callback(intake.close)
+            while (message := await self._next(context, end)) is not None:
+                take(len(message))
+                intake.take(checked(call.method, message))
+            # What a client that went away had sent looks as if it had ended there; but then nothing
+            # can be sent to him any more.
+            await context.send_initial_metadata(())
+            if self._is_draining:
+                raise HubError(Reason.REASON_UNAVAILABLE)
+            until = min(end, time.monotonic() + self._default_deadline)
+            work = self._concluded(replace(call, deadline=until), intake, held.pop_all())
+        return await self._part(work, end)
+
+    async def _concluded(self, call: Call, intake: Intake, held: ExitStack) -> bytes:
+        """Return the answer to all that was sent, which is ``held`` until then."""
+        with held:
+            caller = await self._admitted(call, {})
+            assert caller is not None  # noqa: S101 - no stream is public
+            return (await intake.finish(caller)).SerializeToString()
+
+    async def _part(self, work: Coroutine[Any, Any, T], end: float) -> T:
+        """Do a part of a stream's work, with a deadline of its own."""
+        deadline = min(end, time.monotonic() + self._default_deadline)
+        return await self._owned(work, deadline, is_call=False)
+
+    async def _next(self, context: Context, end: float) -> bytes | None:
+        """Return the next message that is sent; None = all were."""
+        if self._is_draining:
+            raise HubError(Reason.REASON_UNAVAILABLE)
+        reading: asyncio.Task[Any] = asyncio.ensure_future(context.read())
+        self._pauses.add(reading)
+        try:
+            await asyncio.wait({reading}, timeout=min(self._stall, _left(end)))
+        finally:
+            self._pauses.discard(reading)
+            was_stopped, has_come = reading.cancelled(), reading.done()
+            reading.cancel()
+        if was_stopped:
+            raise HubError(Reason.REASON_UNAVAILABLE)
+        if not has_come:
+            late = _left(end) <= 0
+            reason = Reason.REASON_DEADLINE_EXCEEDED if late else Reason.REASON_SENDER_TOO_SLOW
+            raise HubError(reason)
+        message = reading.result()
+        return None if message is grpc.aio.EOF else message
+
+    def _arrived(self, method: Method, context: Context) -> Call:
         metadata = dict(context.invocation_metadata() or ())
         given = str(metadata.get(REQUEST_ID_METADATA, ""))
         authorization, act_as = metadata.get("authorization"), metadata.get(ACT_AS_METADATA)
         now = time.monotonic()
         left: float | None = context.time_remaining()  # None: the client set no deadline
-        return _Call(
+        return Call(
             method=method,
             request_id=given if _REQUEST_ID.fullmatch(given) else new_id(),
             authorization=None if authorization is None else str(authorization),
@@ -331,7 +370,7 @@ class Rpc:
         if not task.cancelled():
             task.exception()  # marks it as seen: whoever asked may have gone
 
-    async def _observed(self, call: _Call, raw: bytes) -> bytes:
+    async def _observed(self, call: Call, raw: bytes) -> bytes:
         """Serve a call and log one line of it, with nothing that is sensitive."""
         facts = call.facts()
         with self._logged(call, facts):
@@ -339,7 +378,7 @@ class Rpc:
             return answer.SerializeToString()
 
     @contextmanager
-    def _logged(self, call: _Call, facts: dict[str, object]) -> Iterator[None]:
+    def _logged(self, call: Call, facts: dict[str, object]) -> Iterator[None]:
         """Log what comes of a call, and let no other failure out than HubError."""
         try:
             yield
@@ -356,27 +395,31 @@ class Rpc:
             raise hidden from error
         self._log(call, facts | {"code": "OK"}, None)
 
-    async def _worked(self, call: _Call, raw: bytes, facts: dict[str, object]) -> Any:
+    async def _worked(self, call: Call, raw: bytes, facts: dict[str, object]) -> Any:
         """Return what the method's work returns for the request."""
-        method = call.method
         caller = await self._admitted(call, facts)
-        request = _decoded(method, raw)
-        if violations := list(method.check(request)):
-            raise HubError(Reason.REASON_INVALID_FIELD, violations=violations)
+        return await self._begun(call, caller, raw, facts)
+
+    async def _begun(
+        self, call: Call, caller: Caller | None, raw: bytes, facts: dict[str, object]
+    ) -> Any:
+        """Return what the method's work returns for the request of a caller who may call."""
+        method = call.method
+        request = checked(method, raw)
         facts |= {name: value for name in method.loggable if (value := getattr(request, name))}
         return await method.work(request, caller)
 
-    async def _admitted(self, call: _Call, facts: dict[str, object]) -> Caller | None:
+    async def _admitted(self, call: Call, facts: dict[str, object]) -> Caller | None:
         """Return who calls, if he may; None for a public method called without a credential."""
         caller = await self._caller(call)
         if caller is not None:
             facts |= {"tenant_id": caller.tenant_id, "credential_id": caller.credential_id}
-        if caller is not None and (refusal := _refusal(call.method, caller)):
+        if caller is not None and (refusal := refusal_of(call.method, caller)):
             await self._note_refusal(caller, call.method.name)
             raise refusal
         return caller
 
-    async def _caller(self, call: _Call) -> Caller | None:
+    async def _caller(self, call: Call) -> Caller | None:
         """Return who calls; None for a public method called without a credential."""
         if call.authorization is None:
             if call.method.level == Level.LEVEL_PUBLIC and call.act_as is None:
@@ -384,7 +427,7 @@ class Rpc:
             raise HubError(Reason.REASON_CREDENTIAL_MISSING)
         return await self._authenticate(call.authorization, call.act_as, call.deadline)
 
-    def _log(self, call: _Call, facts: dict[str, object], error: HubError | None) -> None:
+    def _log(self, call: Call, facts: dict[str, object], error: HubError | None) -> None:
         facts["ms"] = round((time.monotonic() - call.started) * 1000, 1)
         if error is not None:
             facts["reason"] = reason_name(error.reason)
@@ -420,19 +463,6 @@ async def _done_by(task: asyncio.Task[Any], deadline: float) -> bool:
     return task.done()
 
 
-def _compile(method: MethodDescriptor, work: Work) -> _Method:
-    return _Method(
-        path=f"/{method.containing_service.full_name}/{method.name}",
-        name=method.name,
-        level=level_of(method),
-        scope=scope_of(method),
-        request_type=GetMessageClass(method.input_type),
-        check=compile_check(method.input_type),
-        loggable=loggable_fields(method.input_type),
-        work=work,
-    )
-
-
 @contextmanager
 def _cancelled_when_gone() -> Iterator[None]:
     """Let a client that went away look the same whether or not something was being sent."""
@@ -442,7 +472,7 @@ def _cancelled_when_gone() -> Iterator[None]:
         raise asyncio.CancelledError from error
 
 
-async def _abort(context: Context, call: _Call, refusal: Status) -> NoReturn:
+async def _abort(context: Context, call: Call, refusal: Status) -> NoReturn:
     status = rpc_status.to_status(refusal)
     trailers = ((REQUEST_ID_METADATA, call.request_id), *status.trailing_metadata)
     await context.abort(status.code, status.details, trailers)
@@ -451,28 +481,6 @@ async def _abort(context: Context, call: _Call, refusal: Status) -> NoReturn:
 def _left(end: float) -> float:
     """Return how many seconds are left, 0 when none are."""
     return max(end - time.monotonic(), 0)
-
-
-def _refusal(method: _Method, caller: Caller) -> HubError | None:
-    """Return why the caller may not call the method; None = he may."""
-    is_operator = caller.level == Level.LEVEL_OPERATOR
-    if caller.level < method.level or is_operator != (method.level == Level.LEVEL_OPERATOR):
-        required = Level.Name(method.level).removeprefix("LEVEL_")
-        return HubError(Reason.REASON_LEVEL_INSUFFICIENT, required=required)
-    if method.scope == Scope.SCOPE_UNSPECIFIED or caller.scopes is None:
-        return None
-    if method.scope not in caller.scopes:
-        required = Scope.Name(method.scope).removeprefix("SCOPE_")
-        return HubError(Reason.REASON_SCOPE_INSUFFICIENT, required=required)
-    return None
-
-
-def _decoded(method: _Method, raw: bytes) -> Message:
-    try:
-        return method.request_type.FromString(raw)
-    except DecodeError as error:
-        name = method.request_type.DESCRIPTOR.full_name
-        raise HubError.invalid("request", f"is not a {name}, or is nested too deeply") from error
 
 
 def causes(error: BaseException) -> Sequence[str]:

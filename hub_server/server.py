@@ -37,6 +37,7 @@ from hub_server.jobs import forgetting, purge
 from hub_server.jobs.erasure import Erasing
 from hub_server.jobs.ingestion import Ingestion
 from hub_server.jobs.message_embedding import MessageEmbedding
+from hub_server.jobs.parsing import Parsing
 from hub_server.jobs.reembedding import Reembedding
 from hub_server.knowledge.index import Indexes
 from hub_server.knowledge.own_chunks import OwnVectors
@@ -70,6 +71,8 @@ _MEBIBYTE: Final = 1 << 20
 _LARGEST_REQUEST: Final = 8 * _MEBIBYTE
 # Pages are cut well below this; see paging.
 _LARGEST_ANSWER: Final = 64 * _MEBIBYTE
+# So many of the largest files, or many more small ones, are received at a time.
+_WHOLE_UPLOADS: Final = 4
 _LAST_REPLIES_SECONDS: Final = 0.5
 _EMBEDDING_THREADS: Final = 2
 _REMOTE_THREADS: Final = 16
@@ -159,7 +162,8 @@ async def _compose(
     stack.callback(search.close)
     stack.callback(passwords.close)
     lease = dt.timedelta(seconds=settings.ingestion_lease)
-    ingestion = Ingestion(database, models, lease)
+    parsing = Parsing(megabytes=settings.parse_mb, seconds=settings.parse_seconds)
+    ingestion = Ingestion(database, models, lease, parsing)
     reembedding = Reembedding(database, search, lease)
     terms = Terms(
         token_ttl=dt.timedelta(seconds=settings.token_ttl),
@@ -181,7 +185,7 @@ async def _compose(
         Erasures(database, wakeups, erasing.wake, await shared_key(database, "erasure")),
         pages,
     )
-    knowledge = KnowledgeService(database, search, ingestion.wake)
+    knowledge = KnowledgeService(database, search, ingestion.wake, settings.upload_mb)
     found = KnowledgeSearch(database, search)
     memory = MemoryService(database, search, _memory_rules(settings), clock)
     messages = MessageSearch(database, search, embedding.wake)
@@ -265,6 +269,7 @@ async def _listen(
         most_streams=settings.max_streams,
         default_deadline=settings.default_deadline,
         stall=settings.stall,
+        room=_WHOLE_UPLOADS * settings.upload_mb * _MEBIBYTE,
     )
     server = grpc.aio.server(
         options=(

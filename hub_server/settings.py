@@ -134,6 +134,15 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds after which another worker takes over an ingestion or an erasure.",
     )
+    upload_mb: int = Field(
+        default=32, ge=1, le=512, description="Greatest size of an uploaded file, in MB."
+    )
+    parse_mb: int = Field(
+        default=1024, ge=128, description="Memory for reading one uploaded file, in MB."
+    )
+    parse_seconds: int = Field(
+        default=30, ge=1, description="Processor seconds for it; four times as many by the clock."
+    )
     drain: float = Field(
         default=10.0, ge=0, description="Seconds that running calls get at shutdown."
     )

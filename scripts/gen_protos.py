@@ -38,14 +38,18 @@ BANNER = "# GENERATED from protos/hub/v1 by scripts/gen_protos.py (`make protos`
 CLIENTS_DOC = '''"""A typed client per service, sync and async.
 
 A list call returns an iterator that fetches pages as it goes: `page_size` is how much it fetches at
-a time, `page_token` where it starts. A stream ends when the hub or the time limit ends it.
+a time, `page_token` where it starts. A stream ends when the hub or the time limit ends it. A call
+that takes several requests sends them as one stream.
 """
 '''
 
 
 @dataclass(frozen=True)
 class Method:
-    """An RPC as the client offers it. `items_field` is None unless the call is a list call."""
+    """An RPC as the client offers it. `items_field` is None unless the call is a list call.
+
+    `is_stream`: it answers with a stream; `is_upload`: it is asked with one.
+    """
 
     rpc: str
     doc: str
@@ -54,6 +58,7 @@ class Method:
     items_field: str | None = None
     item: str = ""
     is_stream: bool = False
+    is_upload: bool = False
 
     @property
     def name(self) -> str:
@@ -110,11 +115,13 @@ class Contract:
         return Service(service.name, comment(file, path), methods)
 
     def _method(self, service: str, method: MethodDescriptorProto, doc: str) -> Method:
-        if method.client_streaming:
-            fail(f"{service}.{method.name}: streams to the hub have no client template yet")
+        if method.client_streaming and method.server_streaming:
+            fail(f"{service}.{method.name}: streams both ways have no client template yet")
         request = self._local(service, method.input_type)
         response = self._local(service, method.output_type)
         items = items_of(self.messages[request], self.messages[response])
+        if method.client_streaming:
+            return Method(method.name, doc, request, response, is_upload=True)
         if method.server_streaming:
             return Method(method.name, doc, request, response, item=response, is_stream=True)
         if items is None:
@@ -170,7 +177,10 @@ def method_source(service: str, method: Method, *, is_async: bool) -> str:
     result = method.response
     if method.item:
         result = f"{'Async' if is_async else ''}Iterator[{method.item}]"
-    parameters = f"self, request: {method.request}, *, timeout: float | None = None"
+    asked = f"request: {method.request}"
+    if method.is_upload:
+        asked = f"requests: Iterable[{method.request}]"
+    parameters = f"self, {asked}, *, timeout: float | None = None"
     return "\n".join(
         [
             f"    {'async ' if waits else ''}def {method.name}({parameters}) -> {result}:",
@@ -182,7 +192,10 @@ def method_source(service: str, method: Method, *, is_async: bool) -> str:
 
 def body(service: str, method: Method) -> str:
     """Returns the call of the transport that carries the method out."""
-    arguments = [f'"/{PACKAGE}.{service}/{method.rpc}"', "request", method.response]
+    asked = "requests" if method.is_upload else "request"
+    arguments = [f'"/{PACKAGE}.{service}/{method.rpc}"', asked, method.response]
+    if method.is_upload:
+        return f"self._transport.upload({', '.join(arguments)}, timeout)"
     if method.is_stream:
         return f"self._transport.stream({', '.join(arguments)}, timeout)"
     if method.items_field is None:
@@ -219,7 +232,7 @@ def clients_source(contract: Contract) -> str:
     return "\n".join(
         [
             BANNER + CLIENTS_DOC,
-            "from collections.abc import AsyncIterator, Iterator",
+            "from collections.abc import AsyncIterator, Iterable, Iterator",
             "",
             "from hub_client._transport import AsyncTransport, Transport",
             *imports(contract, used),

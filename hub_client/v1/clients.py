@@ -2,10 +2,11 @@
 """A typed client per service, sync and async.
 
 A list call returns an iterator that fetches pages as it goes: `page_size` is how much it fetches at
-a time, `page_token` where it starts. A stream ends when the hub or the time limit ends it.
+a time, `page_token` where it starts. A stream ends when the hub or the time limit ends it. A call
+that takes several requests sends them as one stream.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 from hub_client._transport import AsyncTransport, Transport
 from hub_client.v1.chat_pb2 import (
@@ -179,6 +180,8 @@ from hub_client.v1.knowledge_pb2 import (
     UndeleteDocumentResponse,
     UpdateDocumentRequest,
     UpdateDocumentResponse,
+    UploadDocumentRequest,
+    UploadDocumentResponse,
     WatchDocumentRequest,
     WatchDocumentResponse,
 )
@@ -1801,6 +1804,28 @@ class KnowledgeClient:
             "/hub.v1.KnowledgeService/IngestDocument", request, IngestDocumentResponse, timeout
         )
 
+    def upload_document(
+        self, requests: Iterable[UploadDocumentRequest], *, timeout: float | None = None
+    ) -> UploadDocumentResponse:
+        """Stores a document that is a file, as IngestDocument does a text: a PDF, a DOCX, an
+        HTML page, or a text (plain or Markdown, in UTF-8, or in UTF-16 with its byte order
+        mark), of at most HUB_UPLOAD_MB, 32 unless set. What it is is told by its content, not by its
+        name. It is read in the background; a file that cannot be makes the document
+        `failed`, and is kept for 7 days from the upload, in which RetryDocument tries it
+        again. No file is kept once its text, at most 4 MiB, is read.
+
+        The first message says what is uploaded and may bear the first bytes, the others
+        bear bytes alone; the end of the stream is the end of the file. A stream that is cut
+        off leaves nothing. A file whose very bytes the user has already, in a document that is
+        neither deleted nor failed, returns that document. Without a deadline of the
+        caller's it may take 10 minutes, which is also the longest.
+
+        Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED, SENDER_TOO_SLOW.
+        """
+        return self._transport.upload(
+            "/hub.v1.KnowledgeService/UploadDocument", requests, UploadDocumentResponse, timeout
+        )
+
     def add_chunks(
         self, request: AddChunksRequest, *, timeout: float | None = None
     ) -> AddChunksResponse:
@@ -1883,7 +1908,8 @@ class KnowledgeClient:
     def retry_document(
         self, request: RetryDocumentRequest, *, timeout: float | None = None
     ) -> RetryDocumentResponse:
-        """Tries a failed document again. One that has not failed stays as it is.
+        """Tries a failed document again. One that has not failed stays as it is. One that
+        was uploaded, could not be read, and whose file is no longer kept, fails again.
 
         Errors include: NOT_FOUND.
         """
@@ -2069,6 +2095,28 @@ class AsyncKnowledgeClient:
             "/hub.v1.KnowledgeService/IngestDocument", request, IngestDocumentResponse, timeout
         )
 
+    async def upload_document(
+        self, requests: Iterable[UploadDocumentRequest], *, timeout: float | None = None
+    ) -> UploadDocumentResponse:
+        """Stores a document that is a file, as IngestDocument does a text: a PDF, a DOCX, an
+        HTML page, or a text (plain or Markdown, in UTF-8, or in UTF-16 with its byte order
+        mark), of at most HUB_UPLOAD_MB, 32 unless set. What it is is told by its content, not by its
+        name. It is read in the background; a file that cannot be makes the document
+        `failed`, and is kept for 7 days from the upload, in which RetryDocument tries it
+        again. No file is kept once its text, at most 4 MiB, is read.
+
+        The first message says what is uploaded and may bear the first bytes, the others
+        bear bytes alone; the end of the stream is the end of the file. A stream that is cut
+        off leaves nothing. A file whose very bytes the user has already, in a document that is
+        neither deleted nor failed, returns that document. Without a deadline of the
+        caller's it may take 10 minutes, which is also the longest.
+
+        Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED, SENDER_TOO_SLOW.
+        """
+        return await self._transport.upload(
+            "/hub.v1.KnowledgeService/UploadDocument", requests, UploadDocumentResponse, timeout
+        )
+
     async def add_chunks(
         self, request: AddChunksRequest, *, timeout: float | None = None
     ) -> AddChunksResponse:
@@ -2151,7 +2199,8 @@ class AsyncKnowledgeClient:
     async def retry_document(
         self, request: RetryDocumentRequest, *, timeout: float | None = None
     ) -> RetryDocumentResponse:
-        """Tries a failed document again. One that has not failed stays as it is.
+        """Tries a failed document again. One that has not failed stays as it is. One that
+        was uploaded, could not be read, and whose file is no longer kept, fails again.
 
         Errors include: NOT_FOUND.
         """

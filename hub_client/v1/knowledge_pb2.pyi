@@ -193,6 +193,8 @@ class Document(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
     CHUNKING_FIELD_NUMBER: _builtins.int
+    FILE_NAME_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
     document_id: _builtins.str
     """The document's id: a UUIDv7 made by the hub."""
     user_id: _builtins.str
@@ -220,6 +222,13 @@ class Document(_message.Message):
     embedding_model: _builtins.str
     """The model of its chunks' vectors, where AddChunks brought them. Empty = the
     hub makes them.
+    """
+    file_name: _builtins.str
+    """The name of the file it was uploaded as. Empty = none was told."""
+    media_type: _builtins.str
+    """What that file was: `application/pdf`, `text/html`, `text/plain` (Markdown too) or
+    DOCX's `application/vnd.openxmlformats-officedocument.wordprocessingml.document`.
+    Empty = it was not uploaded.
     """
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
@@ -261,10 +270,12 @@ class Document(_message.Message):
         etag: _builtins.str = ...,
         embedding_model: _builtins.str = ...,
         chunking: Global___Chunking | None = ...,
+        file_name: _builtins.str = ...,
+        media_type: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chunking", b"chunking", "created_at", b"created_at", "deleted_at", b"deleted_at", "metadata", b"metadata", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "chunk_count", b"chunk_count", "chunking", b"chunking", "chunks_done", b"chunks_done", "chunks_total", b"chunks_total", "created_at", b"created_at", "deleted_at", b"deleted_at", "document_id", b"document_id", "embedding_model", b"embedding_model", "error", b"error", "etag", b"etag", "metadata", b"metadata", "source_url", b"source_url", "status", b"status", "title", b"title", "updated_at", b"updated_at", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "chunk_count", b"chunk_count", "chunking", b"chunking", "chunks_done", b"chunks_done", "chunks_total", b"chunks_total", "created_at", b"created_at", "deleted_at", b"deleted_at", "document_id", b"document_id", "embedding_model", b"embedding_model", "error", b"error", "etag", b"etag", "file_name", b"file_name", "media_type", b"media_type", "metadata", b"metadata", "source_url", b"source_url", "status", b"status", "title", b"title", "updated_at", b"updated_at", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -984,6 +995,96 @@ class IngestDocumentResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IngestDocumentResponse: _TypeAlias = IngestDocumentResponse  # noqa: Y015
+
+@_typing.final
+class UploadDocumentRequest(_message.Message):
+    """Request of UploadDocument: all fields but `data` belong in its first message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    FILE_NAME_FIELD_NUMBER: _builtins.int
+    SOURCE_URL_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ALLOW_DUPLICATE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    CHUNKING_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user. A user token may leave it out, and may only name its own."""
+    title: _builtins.str
+    """The title, at most 500 characters. Empty = the file's own (of a PDF, HTML or DOCX, or
+    the heading that a Markdown begins with), or else the name of the file.
+    """
+    file_name: _builtins.str
+    """The name of the file, at most 255 characters. It decides nothing."""
+    source_url: _builtins.str
+    """Where it comes from, at most 2,048 characters."""
+    author: _builtins.str
+    """Who wrote it, at most 500 characters."""
+    request_id: _builtins.str
+    """A retry with the same id and file within 24 hours returns the first answer and
+    changes nothing. At most 128 characters; empty = not retried safely.
+    """
+    allow_duplicate: _builtins.bool
+    """Store it although the user has the same file already."""
+    data: _builtins.bytes
+    """The next bytes of the file, at most 1 MiB in a message."""
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
+        """What to keep beside the document, at most 64 KiB."""
+
+    @_builtins.property
+    def chunking(self) -> Global___Chunking:
+        """How to cut it into chunks. Absent = 200 tokens each, without overlap."""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        title: _builtins.str = ...,
+        file_name: _builtins.str = ...,
+        source_url: _builtins.str = ...,
+        author: _builtins.str = ...,
+        metadata: _struct_pb2.Struct | None = ...,
+        request_id: _builtins.str = ...,
+        allow_duplicate: _builtins.bool = ...,
+        data: _builtins.bytes = ...,
+        chunking: Global___Chunking | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunking", b"chunking", "metadata", b"metadata"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_duplicate", b"allow_duplicate", "author", b"author", "chunking", b"chunking", "data", b"data", "file_name", b"file_name", "metadata", b"metadata", "request_id", b"request_id", "source_url", b"source_url", "title", b"title", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadDocumentRequest: _TypeAlias = UploadDocumentRequest  # noqa: Y015
+
+@_typing.final
+class UploadDocumentResponse(_message.Message):
+    """Response of UploadDocument."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def document(self) -> Global___Document:
+        """The document: a new one is in status `processing`."""
+
+    def __init__(
+        self,
+        *,
+        document: Global___Document | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadDocumentResponse: _TypeAlias = UploadDocumentResponse  # noqa: Y015
 
 @_typing.final
 class OwnChunk(_message.Message):

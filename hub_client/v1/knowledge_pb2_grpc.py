@@ -44,6 +44,11 @@ class KnowledgeServiceStub:
                 request_serializer=hub_dot_v1_dot_knowledge__pb2.IngestDocumentRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_knowledge__pb2.IngestDocumentResponse.FromString,
                 _registered_method=True)
+        self.UploadDocument = channel.stream_unary(
+                '/hub.v1.KnowledgeService/UploadDocument',
+                request_serializer=hub_dot_v1_dot_knowledge__pb2.UploadDocumentRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_knowledge__pb2.UploadDocumentResponse.FromString,
+                _registered_method=True)
         self.AddChunks = channel.unary_unary(
                 '/hub.v1.KnowledgeService/AddChunks',
                 request_serializer=hub_dot_v1_dot_knowledge__pb2.AddChunksRequest.SerializeToString,
@@ -156,6 +161,26 @@ class KnowledgeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UploadDocument(self, request_iterator, context):
+        """Stores a document that is a file, as IngestDocument does a text: a PDF, a DOCX, an
+        HTML page, or a text (plain or Markdown, in UTF-8, or in UTF-16 with its byte order
+        mark), of at most HUB_UPLOAD_MB, 32 unless set. What it is is told by its content, not by its
+        name. It is read in the background; a file that cannot be makes the document
+        `failed`, and is kept for 7 days from the upload, in which RetryDocument tries it
+        again. No file is kept once its text, at most 4 MiB, is read.
+
+        The first message says what is uploaded and may bear the first bytes, the others
+        bear bytes alone; the end of the stream is the end of the file. A stream that is cut
+        off leaves nothing. A file whose very bytes the user has already, in a document that is
+        neither deleted nor failed, returns that document. Without a deadline of the
+        caller's it may take 10 minutes, which is also the longest.
+
+        Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED, SENDER_TOO_SLOW.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AddChunks(self, request, context):
         """Stores chunks whose vectors were made elsewhere: as a new document, or at the
         end of one that was made so. All of them are stored or none; the document is
@@ -220,7 +245,8 @@ class KnowledgeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetryDocument(self, request, context):
-        """Tries a failed document again. One that has not failed stays as it is.
+        """Tries a failed document again. One that has not failed stays as it is. One that
+        was uploaded, could not be read, and whose file is no longer kept, fails again.
 
         Errors include: NOT_FOUND.
         """
@@ -360,6 +386,11 @@ def add_KnowledgeServiceServicer_to_server(servicer, server):
                     request_deserializer=hub_dot_v1_dot_knowledge__pb2.IngestDocumentRequest.FromString,
                     response_serializer=hub_dot_v1_dot_knowledge__pb2.IngestDocumentResponse.SerializeToString,
             ),
+            'UploadDocument': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadDocument,
+                    request_deserializer=hub_dot_v1_dot_knowledge__pb2.UploadDocumentRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_knowledge__pb2.UploadDocumentResponse.SerializeToString,
+            ),
             'AddChunks': grpc.unary_unary_rpc_method_handler(
                     servicer.AddChunks,
                     request_deserializer=hub_dot_v1_dot_knowledge__pb2.AddChunksRequest.FromString,
@@ -483,6 +514,33 @@ class KnowledgeService:
             '/hub.v1.KnowledgeService/IngestDocument',
             hub_dot_v1_dot_knowledge__pb2.IngestDocumentRequest.SerializeToString,
             hub_dot_v1_dot_knowledge__pb2.IngestDocumentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadDocument(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/hub.v1.KnowledgeService/UploadDocument',
+            hub_dot_v1_dot_knowledge__pb2.UploadDocumentRequest.SerializeToString,
+            hub_dot_v1_dot_knowledge__pb2.UploadDocumentResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,22 @@ class KnowledgeServiceStub:
 
     Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
     """
+    UploadDocument: _grpc.StreamUnaryMultiCallable[_knowledge_pb2.UploadDocumentRequest, _knowledge_pb2.UploadDocumentResponse]
+    """Stores a document that is a file, as IngestDocument does a text: a PDF, a DOCX, an
+    HTML page, or a text (plain or Markdown, in UTF-8, or in UTF-16 with its byte order
+    mark), of at most HUB_UPLOAD_MB, 32 unless set. What it is is told by its content, not by its
+    name. It is read in the background; a file that cannot be makes the document
+    `failed`, and is kept for 7 days from the upload, in which RetryDocument tries it
+    again. No file is kept once its text, at most 4 MiB, is read.
+
+    The first message says what is uploaded and may bear the first bytes, the others
+    bear bytes alone; the end of the stream is the end of the file. A stream that is cut
+    off leaves nothing. A file whose very bytes the user has already, in a document that is
+    neither deleted nor failed, returns that document. Without a deadline of the
+    caller's it may take 10 minutes, which is also the longest.
+
+    Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED, SENDER_TOO_SLOW.
+    """
     AddChunks: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.AddChunksRequest, _knowledge_pb2.AddChunksResponse]
     """Stores chunks whose vectors were made elsewhere: as a new document, or at the
     end of one that was made so. All of them are stored or none; the document is
@@ -86,7 +102,8 @@ class KnowledgeServiceStub:
     Errors include: NOT_FOUND, ETAG_MISMATCH.
     """
     RetryDocument: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.RetryDocumentRequest, _knowledge_pb2.RetryDocumentResponse]
-    """Tries a failed document again. One that has not failed stays as it is.
+    """Tries a failed document again. One that has not failed stays as it is. One that
+    was uploaded, could not be read, and whose file is no longer kept, fails again.
 
     Errors include: NOT_FOUND.
     """
@@ -189,6 +206,22 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
 
     Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED.
     """
+    UploadDocument: _aio.StreamUnaryMultiCallable[_knowledge_pb2.UploadDocumentRequest, _knowledge_pb2.UploadDocumentResponse]  # type: ignore[assignment]
+    """Stores a document that is a file, as IngestDocument does a text: a PDF, a DOCX, an
+    HTML page, or a text (plain or Markdown, in UTF-8, or in UTF-16 with its byte order
+    mark), of at most HUB_UPLOAD_MB, 32 unless set. What it is is told by its content, not by its
+    name. It is read in the background; a file that cannot be makes the document
+    `failed`, and is kept for 7 days from the upload, in which RetryDocument tries it
+    again. No file is kept once its text, at most 4 MiB, is read.
+
+    The first message says what is uploaded and may bear the first bytes, the others
+    bear bytes alone; the end of the stream is the end of the file. A stream that is cut
+    off leaves nothing. A file whose very bytes the user has already, in a document that is
+    neither deleted nor failed, returns that document. Without a deadline of the
+    caller's it may take 10 minutes, which is also the longest.
+
+    Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED, SENDER_TOO_SLOW.
+    """
     AddChunks: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.AddChunksRequest, _knowledge_pb2.AddChunksResponse]  # type: ignore[assignment]
     """Stores chunks whose vectors were made elsewhere: as a new document, or at the
     end of one that was made so. All of them are stored or none; the document is
@@ -229,7 +262,8 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     Errors include: NOT_FOUND, ETAG_MISMATCH.
     """
     RetryDocument: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.RetryDocumentRequest, _knowledge_pb2.RetryDocumentResponse]  # type: ignore[assignment]
-    """Tries a failed document again. One that has not failed stays as it is.
+    """Tries a failed document again. One that has not failed stays as it is. One that
+    was uploaded, could not be read, and whose file is no longer kept, fails again.
 
     Errors include: NOT_FOUND.
     """
@@ -337,6 +371,28 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def UploadDocument(
+        self,
+        request_iterator: _MaybeAsyncIterator[_knowledge_pb2.UploadDocumentRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_pb2.UploadDocumentResponse, _abc.Awaitable[_knowledge_pb2.UploadDocumentResponse]]:
+        """Stores a document that is a file, as IngestDocument does a text: a PDF, a DOCX, an
+        HTML page, or a text (plain or Markdown, in UTF-8, or in UTF-16 with its byte order
+        mark), of at most HUB_UPLOAD_MB, 32 unless set. What it is is told by its content, not by its
+        name. It is read in the background; a file that cannot be makes the document
+        `failed`, and is kept for 7 days from the upload, in which RetryDocument tries it
+        again. No file is kept once its text, at most 4 MiB, is read.
+
+        The first message says what is uploaded and may bear the first bytes, the others
+        bear bytes alone; the end of the stream is the end of the file. A stream that is cut
+        off leaves nothing. A file whose very bytes the user has already, in a document that is
+        neither deleted nor failed, returns that document. Without a deadline of the
+        caller's it may take 10 minutes, which is also the longest.
+
+        Errors include: NOT_FOUND (the user), REQUEST_ID_REUSED, SENDER_TOO_SLOW.
+        """
+
+    @_abc_1.abstractmethod
     def AddChunks(
         self,
         request: _knowledge_pb2.AddChunksRequest,
@@ -417,7 +473,8 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _knowledge_pb2.RetryDocumentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_knowledge_pb2.RetryDocumentResponse, _abc.Awaitable[_knowledge_pb2.RetryDocumentResponse]]:
-        """Tries a failed document again. One that has not failed stays as it is.
+        """Tries a failed document again. One that has not failed stays as it is. One that
+        was uploaded, could not be read, and whose file is no longer kept, fails again.
 
         Errors include: NOT_FOUND.
         """

@@ -312,6 +312,11 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     resumed where it stopped. Example: WatchSession whose caller reads nothing for
     HUB_STALL seconds.
     """
+    REASON_SENDER_TOO_SLOW: _Reason.ValueType  # 26
+    """The sender of a stream sent nothing for too long and was cut off; nothing of it is
+    kept. ABORTED. Example: UploadDocument whose caller sends nothing for HUB_STALL
+    seconds.
+    """
     REASON_MEMORY_STATUS: _Reason.ValueType  # 30
     """The memory's status does not allow this; `status` in the metadata is it.
     FAILED_PRECONDITION. Example: AcceptMemory of a memory that is no proposal.
@@ -436,6 +441,11 @@ REASON_READER_TOO_SLOW: Reason.ValueType  # 25
 """The reader of a stream did not keep up and was cut off. ABORTED; it may be
 resumed where it stopped. Example: WatchSession whose caller reads nothing for
 HUB_STALL seconds.
+"""
+REASON_SENDER_TOO_SLOW: Reason.ValueType  # 26
+"""The sender of a stream sent nothing for too long and was cut off; nothing of it is
+kept. ABORTED. Example: UploadDocument whose caller sends nothing for HUB_STALL
+seconds.
 """
 REASON_MEMORY_STATUS: Reason.ValueType  # 30
 """The memory's status does not allow this; `status` in the metadata is it.

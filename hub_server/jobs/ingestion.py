@@ -11,10 +11,10 @@ small ones behind it.
 
 import asyncio
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -25,8 +25,11 @@ from hub_server.embedding import Embedder, EmbeddingError, TextRefusedError
 from hub_server.embedding.models import Models
 from hub_server.errors import HubError
 from hub_server.jobs import splitting
+from hub_server.jobs.parsing import Parsing, UnreadableError
 from hub_server.jobs.splitting import Piece
 from hub_server.knowledge.chunking import Chunking, chunking_of, embedded
+from hub_server.knowledge.file_repository import FileRepository
+from hub_server.knowledge.files import UNTITLED
 from hub_server.knowledge.repository import KnowledgeRepository, claim_document
 from hub_server.knowledge.service import KIND
 from hub_server.rows import Row
@@ -42,6 +45,8 @@ _RELEASE_SECONDS: Final = 2.0
 _PAUSE_SECONDS: Final = 2.0  # before a server of embeddings that is away is asked again
 _MOST_ATTEMPTS: Final = 5
 
+T = TypeVar("T")
+
 _Rows = list[dict[str, Any]]
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.ingestion")
@@ -50,9 +55,16 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.ingestion")
 class Ingestion:
     """The ingestion of one process."""
 
-    def __init__(self, database: Database, models: Models, lease: dt.timedelta) -> None:
+    def __init__(
+        self,
+        database: Database,
+        models: Models,
+        lease: dt.timedelta,
+        parsing: Parsing | None = None,
+    ) -> None:
         """Work on the documents of a database with the models that searches use."""
         self._database = database
+        self._parsing = parsing or Parsing()
         self._models = models
         self._lease = lease
         # Threads of its own: a query's embedding never waits for a document's.
@@ -118,6 +130,9 @@ class Ingestion:
         if attempt.number - document["first_attempt"] >= _MOST_ATTEMPTS:
             await attempt.fail(f"gave up after {_MOST_ATTEMPTS} attempts")
             return
+        document = await self._parsed(attempt, document)
+        if document is None:
+            return
         embedder = await self._embedder(attempt, self._models.in_use(document["space_model"]))
         if embedder is None:
             return
@@ -140,6 +155,26 @@ class Ingestion:
                 log.warning("ingestion waits", **attempt.facts, cause=causes(error))
                 if not await attempt.outwait(error.retry_after or _PAUSE_SECONDS):
                     return None
+
+    async def _parsed(self, attempt: "_Attempt", document: Row) -> Row | None:
+        """Return the document with its text; None = it has failed, or the claim was lost."""
+        if document["text"] or not document["media_type"]:
+            return document
+        try:
+            read = await attempt.meanwhile(self._read(attempt, document["media_type"]))
+        except UnreadableError as error:
+            await attempt.fail(str(error))
+            return None
+        return None if read is None else await attempt.keep_text(document, *read)
+
+    async def _read(self, attempt: "_Attempt", media_type: str) -> tuple[bool, str, str]:
+        """Return whether its file names the document, and title and text of the file."""
+        async with self._parsing.turn:
+            file = await attempt.file()
+            if file is None:
+                raise UnreadableError("its file is no longer kept: upload it again")
+            title, text = await self._parsing.read(media_type, file["content"])
+        return file["names_document"], title, text
 
     async def _split(
         self, attempt: "_Attempt", embedder: Embedder, text: str, chunking: Chunking
@@ -224,6 +259,46 @@ class _Attempt:
             await asyncio.sleep(min(step, seconds))
             seconds -= step
         return await self.extend()
+
+    async def meanwhile(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Return what the work returns, and keep the claim meanwhile; None = it was lost."""
+        task = asyncio.create_task(work)
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=self._lease.total_seconds() / 3)
+                if not task.done() and not await self.extend():
+                    return None
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def file(self) -> Row | None:
+        """Return the file whose text is to be read, or None when it is no longer kept."""
+        async with self._database.statement(self._hub()) as connection:
+            return await FileRepository(connection, self._tenant_id).of(self.document_id)
+
+    async def keep_text(
+        self,
+        document: Row,
+        names_document: bool,  # noqa: FBT001 - as it is read
+        title: str,
+        text: str,
+    ) -> Row | None:
+        """Put the text of a file in its place; return the document, None = the claim was lost.
+
+        The file names the document unless somebody has given it another title since.
+        """
+        read = {"text": text}
+        is_unnamed = document["title"] == (document["file_name"] or UNTITLED)
+        if title and names_document and is_unnamed:
+            read["title"] = title
+        async with self._database.transaction(self._hub()) as connection:
+            repository = self._repository(connection)
+            if not await repository.set_claimed(self.document_id, self.number, **read):
+                return None
+            await FileRepository(connection, self._tenant_id).drop(self.document_id)
+        return {**document, **read}
 
     async def release(self) -> None:
         """Give the claim back: who starts next need not wait for the lease to end."""

@@ -15,7 +15,8 @@ documents = tenant_table(
     sa.Column("author", sa.Text, nullable=False, server_default=""),
     sa.Column("status", sa.Text, nullable=False),  # processing | ready | failed
     sa.Column("error", sa.Text, nullable=False, server_default=""),
-    sa.Column("content_hash", sa.LargeBinary, nullable=False),  # SHA-256 of the text
+    # SHA-256 of the text, or of the file it was uploaded as.
+    sa.Column("content_hash", sa.LargeBinary, nullable=False),
     sa.Column("chunk_count", sa.Integer, nullable=False, server_default="0"),
     sa.Column("metadata", JSONB, nullable=False, server_default=sa.text("'{}'")),
     # How it is cut into chunks.
@@ -35,6 +36,8 @@ documents = tenant_table(
     sa.Column("chunks_total", sa.Integer, nullable=False, server_default="0"),
     # The model of its chunks' vectors, where callers made them; empty = the hub does.
     sa.Column("own_model", sa.Text, nullable=False, server_default=""),
+    sa.Column("file_name", sa.Text, nullable=False, server_default=""),
+    sa.Column("media_type", sa.Text, nullable=False, server_default=""),  # '' = not uploaded
     timestamp("deleted_at"),
     sa.PrimaryKeyConstraint("tenant_id", "document_id"),
     sa.ForeignKeyConstraint(["tenant_id", "user_id"], ["users.tenant_id", "users.user_id"]),
@@ -50,6 +53,19 @@ documents = tenant_table(
     ),
     sa.Index(
         "documents_processing", "document_id", postgresql_where=sa.text("status = 'processing'")
+    ),
+)
+
+# Uploaded files whose text is not read yet.
+document_files = tenant_table(
+    "document_files",
+    identifier("document_id", nullable=False),
+    identifier("user_id", nullable=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+    sa.Column("names_document", sa.Boolean, nullable=False),  # no title was given
+    sa.PrimaryKeyConstraint("tenant_id", "document_id"),
+    sa.ForeignKeyConstraint(
+        ["tenant_id", "document_id"], ["documents.tenant_id", "documents.document_id"]
     ),
 )
 

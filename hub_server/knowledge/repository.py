@@ -36,6 +36,8 @@ _DOCUMENT: Final = (
     documents.c.chunks_total,
     documents.c.revision,
     documents.c.own_model,
+    documents.c.file_name,
+    documents.c.media_type,
     sa.func.encode(documents.c.content_hash, "hex").label("content_hash"),
     documents.c.created_at,
     documents.c.updated_at,
@@ -95,7 +97,10 @@ class KnowledgeRepository:
         return (await self._connection.execute(statement)).mappings().one()
 
     async def same_text(self, user_id: str, content_hash: bytes) -> Row | None:
-        """Return a user's document with this text, or None; and hold off others who store it."""
+        """Return a user's document with this text, or None; and hold off others who store it.
+
+        The text of an upload counts as its very bytes.
+        """
         parameters = {"user_id": user_id, "content_hash": content_hash}
         await self._connection.execute(_SAME_TEXT, parameters)
         query = (
@@ -337,7 +342,10 @@ class KnowledgeRepository:
         await self._connection.execute(statement)
 
     async def claimed(self, document_id: str, attempt: int) -> Row | None:
-        """Return the text of a document if this attempt still has it, and hold it."""
+        """Return the text of a document if this attempt still has it, and hold it.
+
+        The text of an upload is empty until it is read.
+        """
         query = (
             sa.select(
                 documents.c.user_id,
@@ -346,6 +354,8 @@ class KnowledgeRepository:
                 documents.c.source_url,
                 documents.c.max_tokens,
                 documents.c.overlap_tokens,
+                documents.c.file_name,
+                documents.c.media_type,
                 documents.c.revision,
                 documents.c.first_attempt,
                 self._space_model().label("space_model"),

@@ -1,9 +1,11 @@
 """Rules of knowledge. Opens the transactions; knows no gRPC."""
 
+import asyncio
 import base64
 import datetime as dt
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from hub_server import spaces
@@ -12,6 +14,8 @@ from hub_server.database import Connection, Database
 from hub_server.errors import HubError, Reason
 from hub_server.idempotency import Claims, Retry
 from hub_server.knowledge.chunking import Chunking, chunking_of
+from hub_server.knowledge.file_repository import FileRepository
+from hub_server.knowledge.files import UNTITLED, Upload
 from hub_server.knowledge.repository import KnowledgeRepository
 from hub_server.paging import Page, split
 from hub_server.rows import Row, active_user, owned
@@ -20,14 +24,28 @@ from hub_server.search import Search
 KIND: Final = "knowledge"
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file that is to be kept until its text is read."""
+
+    content: bytes | bytearray
+    names_document: bool
+
+
 class KnowledgeService:
     """Documents of users, and what searches found in them."""
 
-    def __init__(self, database: Database, search: Search, wake: Callable[[], None]) -> None:
-        """``wake`` tells the ingestion workers of this process that a document waits."""
+    def __init__(
+        self, database: Database, search: Search, wake: Callable[[], None], upload_mb: int = 32
+    ) -> None:
+        """``wake`` tells the ingestion workers of this process that a document waits.
+
+        A file may have ``upload_mb`` MB.
+        """
         self._database = database
         self._search = search
         self._wake = wake
+        self._upload_mb = upload_mb
 
     async def ingest(
         self,
@@ -43,7 +61,53 @@ class KnowledgeService:
         Raises NOT_FOUND, USER_DISABLED, REQUEST_ID_REUSED or INVALID_FIELD.
         """
         self._check_chunking(values)
-        content_hash = _hash_of(values["text"])
+        with_hash = {**values, "content_hash": _hash_of(values["text"])}
+        return await self._store(caller, retry, user_id, with_hash, None, allow_duplicate)
+
+    async def begin_upload(self, caller: Caller, user_id: str) -> Upload:
+        """Return what takes the bytes of a user's file. Raises NOT_FOUND or USER_DISABLED."""
+        async with self._database.statement(caller) as connection:
+            active_user(await spaces.state(connection, caller.tenant_id, user_id, KIND))
+        return Upload(self._upload_mb)
+
+    async def upload(
+        self,
+        caller: Caller,
+        retry: Retry,
+        user_id: str,
+        values: Mapping[str, Any],
+        upload: Upload,
+        *,
+        allow_duplicate: bool,
+    ) -> Row:
+        """Store a document whose file is to be read; unless allowed, no file a second time.
+
+        Raises NOT_FOUND, USER_DISABLED, REQUEST_ID_REUSED, or INVALID_FIELD, also for an empty file
+        and one that cannot be read here.
+        """
+        self._check_chunking(values)
+        media_type, content_hash = await asyncio.to_thread(upload.judged)
+        told = {
+            **values,
+            "title": values["title"] or values["file_name"] or UNTITLED,
+            "text": "",
+            "media_type": media_type,
+            "content_hash": content_hash,
+        }
+        file = _File(upload.content, names_document=not values["title"])
+        return await self._store(
+            caller, retry.over(content_hash), user_id, told, file, allow_duplicate
+        )
+
+    async def _store(
+        self,
+        caller: Caller,
+        retry: Retry,
+        user_id: str,
+        values: Mapping[str, Any],
+        file: _File | None,
+        allow_duplicate: bool,  # noqa: FBT001 - passed on
+    ) -> Row:
         async with self._database.transaction(caller) as connection:
             active_user(await spaces.state(connection, caller.tenant_id, user_id, KIND))
             claims = Claims(connection, caller.tenant_id, user_id)
@@ -52,11 +116,12 @@ class KnowledgeService:
             repository = KnowledgeRepository(connection, caller.tenant_id)
             document = None
             if not allow_duplicate:
-                document = await repository.same_text(user_id, content_hash)
+                document = await repository.same_text(user_id, values["content_hash"])
             if document is None:
-                document = await repository.add_document(
-                    user_id=user_id, content_hash=content_hash, **values
-                )
+                document = await repository.add_document(user_id=user_id, **values)
+                if file is not None:
+                    files = FileRepository(connection, caller.tenant_id)
+                    await files.add(document, file.content, names_document=file.names_document)
             await claims.keep(retry, document)
         self._wake()
         return document
@@ -118,6 +183,8 @@ class KnowledgeService:
             if etag not in ("", document_etag(document)):
                 raise HubError(Reason.REASON_ETAG_MISMATCH)
             repository = KnowledgeRepository(connection, caller.tenant_id)
+            if "text" in changes:
+                await FileRepository(connection, caller.tenant_id).drop(document_id)
             if not _makes_other_chunks(document, changes):
                 document = await repository.set_document(document_id, changes)
             elif document["own_model"]:

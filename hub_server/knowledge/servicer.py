@@ -14,9 +14,10 @@ from hub_server.convert import (
     struct_to_pb,
     timestamp_to_pb,
 )
-from hub_server.errors import HubError
+from hub_server.errors import HubError, Reason
 from hub_server.idempotency import retry_of
 from hub_server.knowledge.chunking import CHUNK_TOKENS, chunking_of
+from hub_server.knowledge.files import Upload
 from hub_server.knowledge.index import Indexes, Told
 from hub_server.knowledge.own_chunks import OwnChunk, OwnChunks, OwnVectors
 from hub_server.knowledge.reembedding import Reembeddings
@@ -89,6 +90,14 @@ class KnowledgeServicer:
         return pb.AddChunksResponse(
             document=_document_to_pb(document), chunk_ids=document["chunk_ids"]
         )
+
+    async def UploadDocument(
+        self, request: pb.UploadDocumentRequest, caller: Caller
+    ) -> "DocumentIntake":
+        """Take a file to be processed."""
+        metadata = struct_from_pb("metadata", request.metadata)
+        upload = await self._knowledge.begin_upload(caller, caller.acting_for(request.user_id))
+        return DocumentIntake(self._knowledge, request, metadata, upload)
 
     async def GetDocument(
         self, request: pb.GetDocumentRequest, caller: Caller
@@ -231,6 +240,58 @@ class KnowledgeServicer:
         return pb.RebuildIndexResponse(index_stats=_index_to_pb(told))
 
 
+class DocumentIntake:
+    """An upload on the wire."""
+
+    def __init__(
+        self,
+        knowledge: KnowledgeService,
+        first: pb.UploadDocumentRequest,
+        metadata: dict[str, Any],
+        upload: Upload,
+    ) -> None:
+        """``first`` says what is uploaded, and may bear the first bytes."""
+        upload.add(first.data)
+        first.ClearField("data")
+        self._knowledge = knowledge
+        self._first = first
+        self._metadata = metadata
+        self._upload = upload
+        self.close = upload.close
+
+    def take(self, message: pb.UploadDocumentRequest) -> None:
+        """Take the next bytes. Raises INVALID_FIELD."""
+        others = [field.name for field, _ in message.ListFields() if field.name != "data"]
+        if others:
+            what = "belongs in the first message of the stream"
+            raise HubError(
+                Reason.REASON_INVALID_FIELD, violations=[(name, what) for name in others]
+            )
+        self._upload.add(message.data)
+
+    async def finish(self, caller: Caller) -> pb.UploadDocumentResponse:
+        """Store the document."""
+        first = self._first
+        values = {
+            "title": first.title,
+            "file_name": first.file_name,
+            "source_url": first.source_url,
+            "author": first.author,
+            "metadata": self._metadata,
+            **_chunking_from_pb(first.chunking),
+        }
+        user_id = caller.acting_for(first.user_id)
+        document = await self._knowledge.upload(
+            caller,
+            retry_of(first),
+            user_id,
+            values,
+            self._upload,
+            allow_duplicate=first.allow_duplicate,
+        )
+        return pb.UploadDocumentResponse(document=_document_to_pb(document))
+
+
 class WatchFeed:
     """A watched document on the wire."""
 
@@ -331,6 +392,8 @@ def _document_to_pb(document: Row) -> pb.Document:
         chunking=pb.Chunking(
             max_tokens=chunking.max_tokens, overlap_tokens=chunking.overlap_tokens
         ),
+        file_name=document["file_name"],
+        media_type=document["media_type"],
     )
 
 

@@ -204,7 +204,9 @@ async def serve_empty(server: grpc.aio.Server) -> None:
     method.options.Extensions[options_pb2.access] = Access.ACCESS_READ
     pool = descriptor_pool.Default()
     pool.AddSerializedFile(file.SerializeToString())
-    rpc = Rpc(nobody, nothing, most_calls=512, most_streams=512, default_deadline=30, stall=1)
+    rpc = Rpc(
+        nobody, nothing, most_calls=512, most_streams=512, default_deadline=30, stall=1, room=1
+    )
     service = pool.FindServiceByName("bench.Echo")
     server.add_generic_rpc_handlers((rpc.handler(service, Echo()),))
 

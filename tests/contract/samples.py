@@ -111,6 +111,7 @@ from hub_client.v1 import (
     UpdateTenantSettingsRequest,
     UpdateUserConfigRequest,
     UpdateUserRequest,
+    UploadDocumentRequest,
     User,
     UserConfig,
     WatchDocumentRequest,
@@ -346,6 +347,19 @@ def _add_chunks(world: World) -> Message:
     )
 
 
+def _upload(world: World) -> Message:
+    return UploadDocumentRequest(
+        user_id=world.user_id,
+        title="Oats",
+        file_name="oats.md",
+        source_url="https://example.org/oats",
+        author="Ada",
+        metadata=_metadata(),
+        chunking=Chunking(max_tokens=2048),
+        data=b"Oats grow on fields.",
+    )
+
+
 _SAMPLES: Final[dict[str, Callable[[World], Message]]] = {
     "CreateUser": _new_user,
     "GetUser": lambda world: GetUserRequest(user_id=world.user_id),
@@ -452,6 +466,7 @@ _SAMPLES: Final[dict[str, Callable[[World], Message]]] = {
     "GetMemoryReport": lambda world: GetMemoryReportRequest(user_id=world.user_id),
     "IngestDocument": _ingest,
     "AddChunks": _add_chunks,
+    "UploadDocument": _upload,
     "GetDocument": lambda world: GetDocumentRequest(document_id=world.document_id),
     "ListDocuments": lambda world: ListDocumentsRequest(user_id=world.user_id),
     "UpdateDocument": lambda world: UpdateDocumentRequest(

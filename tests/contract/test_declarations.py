@@ -19,6 +19,7 @@ _MACHINE_TEXTS: Final = {
     "embedding_model",
     "etag",
     "event_type",
+    "media_type",
     "target_type",
     "superseded_by",
     "table",
@@ -49,6 +50,7 @@ _WITHOUT_RESOURCE: Final = (
 _CREATING: Final = (
     *("Create", "Add", "Append", "BatchAppend", "BatchRemember", "Fork", "Reserve", "Ingest"),
     "Remember",
+    "Upload",
 )
 _READING: Final = ("Watch", "Check", "WhoAmI", "Introspect", "Export")
 
@@ -80,7 +82,7 @@ def test_there_are_four_services() -> None:
         "hub.v1.MemoryService",
         "hub.v1.KnowledgeService",
     }
-    assert len(METHODS) == 92
+    assert len(METHODS) == 93
 
 
 @of_each_method
@@ -134,6 +136,8 @@ def test_every_text_of_a_request_has_a_greatest_size(method: MethodDescriptor) -
         limits = limits_of(field)
         if field.type == FieldDescriptor.TYPE_STRING:
             assert limits.max_length or limits.max_bytes or limits.uuid or limits.email, field.name
+        if field.type == FieldDescriptor.TYPE_BYTES:
+            assert limits.max_bytes, field.name
         if field.message_type and field.message_type.name in ("Struct", "FieldMask"):
             assert limits.max_bytes, field.name
         assert not field.is_repeated or limits.max_items, field.name
@@ -152,7 +156,7 @@ def test_a_request_and_a_response_are_their_own_messages(method: MethodDescripto
     """Each method can change without another: its messages bear its name."""
     assert method.input_type.name == f"{method.name}Request"
     assert method.output_type.name == f"{method.name}Response"
-    assert not method.client_streaming
+    assert method.client_streaming == method.name.startswith("Upload")
     assert method.server_streaming == method.name.startswith(("Watch", "Export"))
 
 

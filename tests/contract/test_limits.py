@@ -39,6 +39,7 @@ _NOT_CALLED: Final = {
     "BatchSearch-queries[0].vector-max_bytes",
     "BatchSearch-queries[0].embedding_model-max_length",
     "ReembedSpace-embedding_model-max_length",
+    "UploadDocument-data-max_bytes",
     *(
         f"{config}.timezone-{limit}"
         for config in _CONFIGS

@@ -89,17 +89,26 @@ async def call(
 ) -> Answer:
     """Make a call with exactly this metadata; never raises for a refusal.
 
-    A stream counts as answered by its first message, and is left after it.
+    A stream counts as answered by its first message, and is left after it. A stream to the hub has
+    one message here.
     """
     raw = request if isinstance(request, bytes) else request.SerializeToString()
     if method.server_streaming:
         return await _first_of(channel.unary_stream(path_of(method)), raw, metadata)
-    caller: Any = channel.unary_unary(path_of(method))
-    sent = caller(raw, metadata=metadata, timeout=30)
+    sent = sending(channel, method, raw, metadata=metadata, timeout=30)
     code, message = await sent.code(), await sent.details()
     trailers = dict(await sent.trailing_metadata())
     response = await sent if code == grpc.StatusCode.OK else b""
     return Answer(code, message, trailers, response)
+
+
+def sending(channel: grpc.aio.Channel, method: MethodDescriptor, raw: bytes, **options: Any) -> Any:
+    """Return a call with one answer that is under way, whether it takes one message or many."""
+    if method.client_streaming:
+        upload: Any = channel.stream_unary(path_of(method))
+        return upload([raw], **options)
+    unary: Any = channel.unary_unary(path_of(method))
+    return unary(raw, **options)
 
 
 async def _first_of(caller: Any, raw: bytes, metadata: tuple[tuple[str, str], ...]) -> Answer:

@@ -178,16 +178,21 @@ def _value(chance: random.Random, field: Any, whose: Sequence[dict[str, str]], c
     limits = field.GetOptions().Extensions[options_pb2.limits]
     if field.name in whose[0]:
         return chance.choice([chance.choice(whose)[field.name], new_id()])
-    if field.type == FieldDescriptor.TYPE_STRING:
-        if limits.email:
-            return f"{new_id()}@{canary}.org"
-        text = chance.choice(["tea", canary, f"What is hot? {canary}", new_id()])
-        return text[: limits.max_length or None]
+    if field.type == FieldDescriptor.TYPE_STRING or field.name == "data":
+        text = _text(chance, limits, canary)
+        return text if field.type == FieldDescriptor.TYPE_STRING else text.encode()
     if field.enum_type is not None:
         return chance.choice(field.enum_type.values).number
     if field.type == FieldDescriptor.TYPE_BOOL:
         return chance.random() < 0.5
     return VECTOR if field.type == FieldDescriptor.TYPE_BYTES else chance.randint(0, 1)
+
+
+def _text(chance: random.Random, limits: options_pb2.FieldLimits, canary: str) -> str:
+    if limits.email:
+        return f"{new_id()}@{canary}.org"
+    text = chance.choice(["tea", canary, f"What is hot? {canary}", new_id()])
+    return text[: limits.max_length or None]
 
 
 def _said(answer: Answer) -> bytes:

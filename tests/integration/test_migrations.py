@@ -305,7 +305,7 @@ def test_what_looks_across_tenants_is_for_the_server_alone(owner_url: str) -> No
         " FROM pg_proc WHERE prosecdef AND pronamespace = 'public'::regnamespace",
         _ROLE,
     )
-    assert len(functions) == 17
+    assert len(functions) == 18
     for _, settings, for_server, for_everybody in functions:
         assert settings == ["search_path=public, pg_temp"]
         assert (for_server, for_everybody) == (True, False)

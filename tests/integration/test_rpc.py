@@ -29,6 +29,7 @@ from hub_client.v1 import (
 from hub_server.ids import new_id
 from hub_server.server import SERVICES, serving
 from hub_server.settings import Settings
+from tests.contract.wire import sending
 from tests.integration.test_database import (
     held,
     held_session,
@@ -124,8 +125,10 @@ def sent(
     request_id: str | None = None,
 ) -> grpc.aio.UnaryUnaryCall[bytes, bytes]:
     """Send a call and return it without waiting for its answer."""
-    multi: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_path(method))
-    return multi(request, timeout=timeout, metadata=_metadata(key, request_id))
+    call: grpc.aio.UnaryUnaryCall[bytes, bytes] = sending(
+        channel, method, request, timeout=timeout, metadata=_metadata(key, request_id)
+    )
+    return call
 
 
 def _path(method: MethodDescriptor) -> str:

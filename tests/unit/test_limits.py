@@ -70,9 +70,9 @@ def _service(
 
 def _start(service: ServiceDescriptor) -> None:
     """Build the service's handler, as every start of a hub does."""
-    Rpc(_nobody, _nothing, most_calls=1, most_streams=1, default_deadline=1, stall=1).handler(
-        service, _Servicer()
-    )
+    Rpc(
+        _nobody, _nothing, most_calls=1, most_streams=1, default_deadline=1, stall=1, room=1
+    ).handler(service, _Servicer())
 
 
 async def _nobody(authorization: str, act_as: str | None, deadline: float) -> Caller:
@@ -171,7 +171,7 @@ def test_a_length_of_a_message_is_refused_at_start() -> None:
 
 def test_a_method_that_nobody_serves_is_refused_at_start() -> None:
     """A contract with more methods than the hub does not start half served."""
-    rpc = Rpc(_nobody, _nothing, most_calls=1, most_streams=1, default_deadline=1, stall=1)
+    rpc = Rpc(_nobody, _nothing, most_calls=1, most_streams=1, default_deadline=1, stall=1, room=1)
     with pytest.raises(AttributeError, match="Ping"):
         rpc.handler(_service(limits=FieldLimits(max_length=5)), object())
 
