@@ -10,6 +10,7 @@ from hub_client.errors import FeatureDisabledError
 from hub_client.v1 import (
     AppendMessageRequest,
     CheckIndexRequest,
+    ForgetMemoryRequest,
     GetIndexStatsRequest,
     IndexCheck,
     IndexEngine,
@@ -37,12 +38,13 @@ async def test_each_flaw_is_told_and_ended_by_a_rebuild(tenant: Tenant) -> None:
     """Rows that change behind a view's back are missing, ghosts and stale, by their ids."""
     user = await tenant.new_user()
     missing, ghost, stale, sound = [await _remember(tenant, user, f"tea {n}") for n in range(4)]
-    await _change(tenant, "UPDATE memory_store SET is_active = false", missing)
+    await tenant.client.memory.forget_memory(ForgetMemoryRequest(memory_id=missing))
     assert await _recalled(tenant, user) == {ghost, stale, sound}
     assert _told(await _check(tenant, user, _MEMORY)) == (3, [], [], [])
 
-    await _change(tenant, "UPDATE memory_store SET is_active = true", missing)
-    await _change(tenant, "DELETE FROM memory_store", ghost)
+    await _change(tenant, "UPDATE memory_store SET status = 'active'", missing)
+    for table in ("memory_revisions", "memory_store"):
+        await _change(tenant, f"DELETE FROM {table}", ghost)  # noqa: S608 - named above
     other = np.ones(256, dtype="<f4").tobytes()
     await _change(tenant, "UPDATE memory_store SET embedding = %s", stale, other)
     assert _told(await _check(tenant, user, _MEMORY)) == (3, [missing], [ghost], [stale])
@@ -50,7 +52,7 @@ async def test_each_flaw_is_told_and_ended_by_a_rebuild(tenant: Tenant) -> None:
     rebuilt = await tenant.client.knowledge.rebuild_index(
         RebuildIndexRequest(user_id=user.user_id, kind=_MEMORY)
     )
-    assert (rebuilt.index_stats.rows, rebuilt.index_stats.applied_seq) == (3, 4)
+    assert (rebuilt.index_stats.rows, rebuilt.index_stats.applied_seq) == (3, 5)
     assert _told(await _check(tenant, user, _MEMORY)) == (3, [], [], [])
     assert await _recalled(tenant, user) == {missing, stale, sound}
 

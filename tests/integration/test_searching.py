@@ -28,7 +28,7 @@ from hub_client.v1 import (
 )
 from hub_server.knowledge.search import joined
 from tests.integration.test_database import passing, statements
-from tests.support import Tenant, running_hub
+from tests.support import Tenant, in_memory_only, running_hub
 
 _FILTER = MetadataFilter(equals=MetadataEquals(path=["kind"], value=MetadataValue(text="far")))
 _SUBJECTS = ("owls", "bridges", "violins", "granite", "tides", "looms", "kites", "foxes", "salt")
@@ -248,6 +248,7 @@ async def test_a_search_names_the_message_it_served(
         await search(tenant, user, "owls", message_id=first)
 
 
+@in_memory_only
 @pytest.mark.parametrize(
     ("values", "cost"),
     [
