@@ -20,6 +20,7 @@ from hub_client.v1 import (
     LoginRequest,
     MemoryType,
     RecallRequest,
+    ReembedSpaceRequest,
     RememberRequest,
     ReserveTokensRequest,
     Role,
@@ -117,6 +118,9 @@ async def move_in(tenant: Tenant, password: str | None = None) -> Somebody:
         IngestDocumentRequest(user_id=user_id, title=canary, text=f"Tea is hot {canary}")
     )
     await settled(client, taken.document.document_id)
+    await client.knowledge.reembed_space(
+        ReembedSpaceRequest(user_id=user_id, embedding_model="wordllama-l2-256")
+    )
     await client.chat.reserve_tokens(ReserveTokensRequest(user_id=user_id, tokens=1))
     if password is not None:
         await client.identity.login(LoginRequest(email=user.email, password=password))
