@@ -106,6 +106,70 @@ MESSAGE_ORDER_NEWEST_FIRST: MessageOrder.ValueType  # 2
 """By falling `seq`."""
 Global___MessageOrder: _TypeAlias = MessageOrder  # noqa: Y015
 
+class _ContextPart:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ContextPartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ContextPart.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONTEXT_PART_UNSPECIFIED: _ContextPart.ValueType  # 0
+    """Not told."""
+    CONTEXT_PART_MEMORY: _ContextPart.ValueType  # 1
+    """Preferences, facts and habits of the user."""
+    CONTEXT_PART_KNOWLEDGE: _ContextPart.ValueType  # 2
+    """Chunks of the user's documents."""
+    CONTEXT_PART_HISTORY: _ContextPart.ValueType  # 3
+    """Messages of the session."""
+
+class ContextPart(_ContextPart, metaclass=_ContextPartEnumTypeWrapper):
+    """What a context is made of."""
+
+CONTEXT_PART_UNSPECIFIED: ContextPart.ValueType  # 0
+"""Not told."""
+CONTEXT_PART_MEMORY: ContextPart.ValueType  # 1
+"""Preferences, facts and habits of the user."""
+CONTEXT_PART_KNOWLEDGE: ContextPart.ValueType  # 2
+"""Chunks of the user's documents."""
+CONTEXT_PART_HISTORY: ContextPart.ValueType  # 3
+"""Messages of the session."""
+Global___ContextPart: _TypeAlias = ContextPart  # noqa: Y015
+
+class _ContextReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ContextReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ContextReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONTEXT_REASON_UNSPECIFIED: _ContextReason.ValueType  # 0
+    """Not told."""
+    CONTEXT_REASON_KEPT: _ContextReason.ValueType  # 1
+    """It is in the context."""
+    CONTEXT_REASON_BUDGET: _ContextReason.ValueType  # 2
+    """There were not enough tokens left."""
+    CONTEXT_REASON_DUPLICATE: _ContextReason.ValueType  # 3
+    """Something in the context says it already."""
+    CONTEXT_REASON_BELOW_SCORE: _ContextReason.ValueType  # 4
+    """Its score is below `min_score`."""
+    CONTEXT_REASON_FLAG_OFF: _ContextReason.ValueType  # 5
+    """The user's configuration switches the whole part off."""
+
+class ContextReason(_ContextReason, metaclass=_ContextReasonEnumTypeWrapper):
+    """What became of something that was considered for a context."""
+
+CONTEXT_REASON_UNSPECIFIED: ContextReason.ValueType  # 0
+"""Not told."""
+CONTEXT_REASON_KEPT: ContextReason.ValueType  # 1
+"""It is in the context."""
+CONTEXT_REASON_BUDGET: ContextReason.ValueType  # 2
+"""There were not enough tokens left."""
+CONTEXT_REASON_DUPLICATE: ContextReason.ValueType  # 3
+"""Something in the context says it already."""
+CONTEXT_REASON_BELOW_SCORE: ContextReason.ValueType  # 4
+"""Its score is below `min_score`."""
+CONTEXT_REASON_FLAG_OFF: ContextReason.ValueType  # 5
+"""The user's configuration switches the whole part off."""
+Global___ContextReason: _TypeAlias = ContextReason  # noqa: Y015
+
 @_typing.final
 class Session(_message.Message):
     """One conversation of one user."""
@@ -1748,3 +1812,350 @@ class SettleTokensResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SettleTokensResponse: _TypeAlias = SettleTokensResponse  # noqa: Y015
+
+@_typing.final
+class ContextSource(_message.Message):
+    """Where something in a context comes from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_ID_FIELD_NUMBER: _builtins.int
+    CHUNK_ID_FIELD_NUMBER: _builtins.int
+    DOCUMENT_ID_FIELD_NUMBER: _builtins.int
+    DOCUMENT_TITLE_FIELD_NUMBER: _builtins.int
+    SOURCE_URL_FIELD_NUMBER: _builtins.int
+    HEADING_PATH_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    memory_id: _builtins.str
+    """The memory. Empty = it is none."""
+    chunk_id: _builtins.str
+    """The chunk. Empty = it is none."""
+    document_id: _builtins.str
+    """The document of that chunk."""
+    document_title: _builtins.str
+    """The title of that document."""
+    source_url: _builtins.str
+    """Where that document comes from."""
+    message_id: _builtins.str
+    """The message. Empty = it is none."""
+    seq: _builtins.int
+    """The seq of that message."""
+    role: Global___Role.ValueType
+    """Who said it."""
+    @_builtins.property
+    def heading_path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The headings the chunk stands under, from the outermost."""
+
+    def __init__(
+        self,
+        *,
+        memory_id: _builtins.str = ...,
+        chunk_id: _builtins.str = ...,
+        document_id: _builtins.str = ...,
+        document_title: _builtins.str = ...,
+        source_url: _builtins.str = ...,
+        heading_path: _abc.Iterable[_builtins.str] | None = ...,
+        message_id: _builtins.str = ...,
+        seq: _builtins.int = ...,
+        role: Global___Role.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "document_id", b"document_id", "document_title", b"document_title", "heading_path", b"heading_path", "memory_id", b"memory_id", "message_id", b"message_id", "role", b"role", "seq", b"seq", "source_url", b"source_url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContextSource: _TypeAlias = ContextSource  # noqa: Y015
+
+@_typing.final
+class ContextBlock(_message.Message):
+    """Something to put before a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    part: Global___ContextPart.ValueType
+    """What it is."""
+    content: _builtins.str
+    """What it says. Empty in a record whose source is gone."""
+    token_count: _builtins.int
+    """Its tokens, by the hub's tokenizer; what a caller frames it with is not counted."""
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContextSource]:
+        """Where it comes from: several sources are chunks that follow one another."""
+
+    def __init__(
+        self,
+        *,
+        part: Global___ContextPart.ValueType = ...,
+        content: _builtins.str = ...,
+        token_count: _builtins.int = ...,
+        sources: _abc.Iterable[Global___ContextSource] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "part", b"part", "sources", b"sources", "token_count", b"token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContextBlock: _TypeAlias = ContextBlock  # noqa: Y015
+
+@_typing.final
+class ContextEntry(_message.Message):
+    """What became of one thing that was considered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_FIELD_NUMBER: _builtins.int
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    part: Global___ContextPart.ValueType
+    """What it is."""
+    item_id: _builtins.str
+    """The memory, chunk or message. Empty = the part as a whole."""
+    score: _builtins.float
+    """How well it fits, 0 to 1; 0 of messages that were not searched for."""
+    token_count: _builtins.int
+    """Its tokens."""
+    reason: Global___ContextReason.ValueType
+    """What became of it."""
+    def __init__(
+        self,
+        *,
+        part: Global___ContextPart.ValueType = ...,
+        item_id: _builtins.str = ...,
+        score: _builtins.float = ...,
+        token_count: _builtins.int = ...,
+        reason: Global___ContextReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_id", b"item_id", "part", b"part", "reason", b"reason", "score", b"score", "token_count", b"token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContextEntry: _TypeAlias = ContextEntry  # noqa: Y015
+
+@_typing.final
+class Context(_message.Message):
+    """What a model needs to answer, and what was left out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTEXT_ID_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    TOKEN_BUDGET_FIELD_NUMBER: _builtins.int
+    TOOLS_ALLOWED_FIELD_NUMBER: _builtins.int
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    context_id: _builtins.str
+    """The context's id: a UUIDv7 made by the hub."""
+    session_id: _builtins.str
+    """The session it was built for."""
+    token_count: _builtins.int
+    """The tokens of all blocks: never more than the budget."""
+    token_budget: _builtins.int
+    """The budget."""
+    tools_allowed: _builtins.bool
+    """Whether the model may use tools: the user's `enable_tool`."""
+    model_name: _builtins.str
+    """The model it was built for, as the caller named it."""
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContextBlock]:
+        """What to put before the model, in order."""
+
+    @_builtins.property
+    def ledger(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContextEntry]:
+        """All that was considered."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was built."""
+
+    def __init__(
+        self,
+        *,
+        context_id: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        blocks: _abc.Iterable[Global___ContextBlock] | None = ...,
+        ledger: _abc.Iterable[Global___ContextEntry] | None = ...,
+        token_count: _builtins.int = ...,
+        token_budget: _builtins.int = ...,
+        tools_allowed: _builtins.bool = ...,
+        model_name: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "context_id", b"context_id", "created_at", b"created_at", "ledger", b"ledger", "model_name", b"model_name", "session_id", b"session_id", "token_budget", b"token_budget", "token_count", b"token_count", "tools_allowed", b"tools_allowed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Context: _TypeAlias = Context  # noqa: Y015
+
+@_typing.final
+class ContextShares(_message.Message):
+    """What each part of a context may take before the others are asked, as a share of
+    the budget; together at most 1.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_FIELD_NUMBER: _builtins.int
+    KNOWLEDGE_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
+    memory: _builtins.float
+    """Of memories. Absent = .2."""
+    knowledge: _builtins.float
+    """Of knowledge. Absent = .3."""
+    history: _builtins.float
+    """Of history. Absent = .5."""
+    def __init__(
+        self,
+        *,
+        memory: _builtins.float | None = ...,
+        knowledge: _builtins.float | None = ...,
+        history: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_history", b"_history", "_knowledge", b"_knowledge", "_memory", b"_memory", "history", b"history", "knowledge", b"knowledge", "memory", b"memory"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_history", b"_history", "_knowledge", b"_knowledge", "_memory", b"_memory", "history", b"history", "knowledge", b"knowledge", "memory", b"memory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__history: _TypeAlias = _typing.Literal["history"]  # noqa: Y015
+    _WhichOneofArgType__history: _TypeAlias = _typing.Literal["_history", b"_history"]  # noqa: Y015
+    _WhichOneofReturnType__knowledge: _TypeAlias = _typing.Literal["knowledge"]  # noqa: Y015
+    _WhichOneofArgType__knowledge: _TypeAlias = _typing.Literal["_knowledge", b"_knowledge"]  # noqa: Y015
+    _WhichOneofReturnType__memory: _TypeAlias = _typing.Literal["memory"]  # noqa: Y015
+    _WhichOneofArgType__memory: _TypeAlias = _typing.Literal["_memory", b"_memory"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__history) -> _WhichOneofReturnType__history | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__knowledge) -> _WhichOneofReturnType__knowledge | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory) -> _WhichOneofReturnType__memory | None: ...
+
+Global___ContextShares: _TypeAlias = ContextShares  # noqa: Y015
+
+@_typing.final
+class BuildContextRequest(_message.Message):
+    """Request of BuildContext."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    QUERY_FIELD_NUMBER: _builtins.int
+    TOKEN_BUDGET_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    MIN_SCORE_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session. Required."""
+    query: _builtins.str
+    """What to look for, at most 8,000 characters. Empty = the last message of the user."""
+    token_budget: _builtins.int
+    """Greatest number of tokens, 1 to 1,000,000. Required."""
+    model_name: _builtins.str
+    """The model it is for, at most 200 characters; kept with the record."""
+    min_score: _builtins.float
+    """Leaves out memories and chunks with a lower score, 0 to 1."""
+    @_builtins.property
+    def shares(self) -> Global___ContextShares:
+        """What each part may take first."""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        query: _builtins.str = ...,
+        token_budget: _builtins.int = ...,
+        shares: Global___ContextShares | None = ...,
+        model_name: _builtins.str = ...,
+        min_score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shares", b"shares"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_score", b"min_score", "model_name", b"model_name", "query", b"query", "session_id", b"session_id", "shares", b"shares", "token_budget", b"token_budget"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BuildContextRequest: _TypeAlias = BuildContextRequest  # noqa: Y015
+
+@_typing.final
+class BuildContextResponse(_message.Message):
+    """Response of BuildContext."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def context(self) -> Global___Context:
+        """The context."""
+
+    def __init__(
+        self,
+        *,
+        context: Global___Context | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BuildContextResponse: _TypeAlias = BuildContextResponse  # noqa: Y015
+
+@_typing.final
+class GetContextRecordRequest(_message.Message):
+    """Request of GetContextRecord."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTEXT_ID_FIELD_NUMBER: _builtins.int
+    context_id: _builtins.str
+    """The context. Required."""
+    def __init__(
+        self,
+        *,
+        context_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_id", b"context_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetContextRecordRequest: _TypeAlias = GetContextRecordRequest  # noqa: Y015
+
+@_typing.final
+class GetContextRecordResponse(_message.Message):
+    """Response of GetContextRecord."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def context(self) -> Global___Context:
+        """The context."""
+
+    def __init__(
+        self,
+        *,
+        context: Global___Context | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetContextRecordResponse: _TypeAlias = GetContextRecordResponse  # noqa: Y015

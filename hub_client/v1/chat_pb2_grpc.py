@@ -127,6 +127,16 @@ class ChatServiceStub:
                 request_serializer=hub_dot_v1_dot_chat__pb2.WatchSessionRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_chat__pb2.WatchSessionResponse.FromString,
                 _registered_method=True)
+        self.BuildContext = channel.unary_unary(
+                '/hub.v1.ChatService/BuildContext',
+                request_serializer=hub_dot_v1_dot_chat__pb2.BuildContextRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_chat__pb2.BuildContextResponse.FromString,
+                _registered_method=True)
+        self.GetContextRecord = channel.unary_unary(
+                '/hub.v1.ChatService/GetContextRecord',
+                request_serializer=hub_dot_v1_dot_chat__pb2.GetContextRecordRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_chat__pb2.GetContextRecordResponse.FromString,
+                _registered_method=True)
         self.SearchMessages = channel.unary_unary(
                 '/hub.v1.ChatService/SearchMessages',
                 request_serializer=hub_dot_v1_dot_chat__pb2.SearchMessagesRequest.SerializeToString,
@@ -336,6 +346,40 @@ class ChatServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BuildContext(self, request, context):
+        """Builds what a model needs to answer: memories, knowledge and the session's
+        history, within a budget of tokens, and keeps a record of it.
+
+        First each part takes up to its share: history from its newest message backwards
+        without gaps, memories and chunks from the best down. What is left goes to more
+        memories, more chunks, more history, and then to older messages that fit the
+        query (where the tenant's `message_search` is on). Messages are never cut.
+        Chunks that follow one another in a document are one block, in which an overlap
+        is said once. A memory whose text, or whose own message, is in the context
+        already is left out. The blocks come in a fixed order: memories best first,
+        chunks by document, messages as they were said.
+
+        With `enable_rag` false no knowledge is looked for, with `enable_chat_history`
+        false no history: the ledger says so. The chunks are recorded as retrieved for
+        the session.
+
+        Errors include: NOT_FOUND (the session).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetContextRecord(self, request, context):
+        """Returns a context as it was built, with memories as they were then. Only ids are
+        kept of what it said: the text of what was deleted, redacted, erased or ingested
+        anew since is missing from its block.
+
+        Errors include: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SearchMessages(self, request, context):
         """Finds messages in a user's sessions, best first. It finds what was appended
         while the tenant's `message_search` was on and the user's history was kept: by
@@ -462,6 +506,16 @@ def add_ChatServiceServicer_to_server(servicer, server):
                     servicer.WatchSession,
                     request_deserializer=hub_dot_v1_dot_chat__pb2.WatchSessionRequest.FromString,
                     response_serializer=hub_dot_v1_dot_chat__pb2.WatchSessionResponse.SerializeToString,
+            ),
+            'BuildContext': grpc.unary_unary_rpc_method_handler(
+                    servicer.BuildContext,
+                    request_deserializer=hub_dot_v1_dot_chat__pb2.BuildContextRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_chat__pb2.BuildContextResponse.SerializeToString,
+            ),
+            'GetContextRecord': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetContextRecord,
+                    request_deserializer=hub_dot_v1_dot_chat__pb2.GetContextRecordRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_chat__pb2.GetContextRecordResponse.SerializeToString,
             ),
             'SearchMessages': grpc.unary_unary_rpc_method_handler(
                     servicer.SearchMessages,
@@ -946,6 +1000,60 @@ class ChatService:
             '/hub.v1.ChatService/WatchSession',
             hub_dot_v1_dot_chat__pb2.WatchSessionRequest.SerializeToString,
             hub_dot_v1_dot_chat__pb2.WatchSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BuildContext(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.ChatService/BuildContext',
+            hub_dot_v1_dot_chat__pb2.BuildContextRequest.SerializeToString,
+            hub_dot_v1_dot_chat__pb2.BuildContextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetContextRecord(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hub.v1.ChatService/GetContextRecord',
+            hub_dot_v1_dot_chat__pb2.GetContextRecordRequest.SerializeToString,
+            hub_dot_v1_dot_chat__pb2.GetContextRecordResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -154,6 +154,32 @@ class ChatServiceStub:
     Errors include: NOT_FOUND (the session), FEATURE_DISABLED
     (`enable_chat_history`), READER_TOO_SLOW.
     """
+    BuildContext: _grpc.UnaryUnaryMultiCallable[_chat_pb2.BuildContextRequest, _chat_pb2.BuildContextResponse]
+    """Builds what a model needs to answer: memories, knowledge and the session's
+    history, within a budget of tokens, and keeps a record of it.
+
+    First each part takes up to its share: history from its newest message backwards
+    without gaps, memories and chunks from the best down. What is left goes to more
+    memories, more chunks, more history, and then to older messages that fit the
+    query (where the tenant's `message_search` is on). Messages are never cut.
+    Chunks that follow one another in a document are one block, in which an overlap
+    is said once. A memory whose text, or whose own message, is in the context
+    already is left out. The blocks come in a fixed order: memories best first,
+    chunks by document, messages as they were said.
+
+    With `enable_rag` false no knowledge is looked for, with `enable_chat_history`
+    false no history: the ledger says so. The chunks are recorded as retrieved for
+    the session.
+
+    Errors include: NOT_FOUND (the session).
+    """
+    GetContextRecord: _grpc.UnaryUnaryMultiCallable[_chat_pb2.GetContextRecordRequest, _chat_pb2.GetContextRecordResponse]
+    """Returns a context as it was built, with memories as they were then. Only ids are
+    kept of what it said: the text of what was deleted, redacted, erased or ingested
+    anew since is missing from its block.
+
+    Errors include: NOT_FOUND.
+    """
     SearchMessages: _grpc.UnaryUnaryMultiCallable[_chat_pb2.SearchMessagesRequest, _chat_pb2.SearchMessagesResponse]
     """Finds messages in a user's sessions, best first. It finds what was appended
     while the tenant's `message_search` was on and the user's history was kept: by
@@ -307,6 +333,32 @@ class ChatServiceAsyncStub(ChatServiceStub):
 
     Errors include: NOT_FOUND (the session), FEATURE_DISABLED
     (`enable_chat_history`), READER_TOO_SLOW.
+    """
+    BuildContext: _aio.UnaryUnaryMultiCallable[_chat_pb2.BuildContextRequest, _chat_pb2.BuildContextResponse]  # type: ignore[assignment]
+    """Builds what a model needs to answer: memories, knowledge and the session's
+    history, within a budget of tokens, and keeps a record of it.
+
+    First each part takes up to its share: history from its newest message backwards
+    without gaps, memories and chunks from the best down. What is left goes to more
+    memories, more chunks, more history, and then to older messages that fit the
+    query (where the tenant's `message_search` is on). Messages are never cut.
+    Chunks that follow one another in a document are one block, in which an overlap
+    is said once. A memory whose text, or whose own message, is in the context
+    already is left out. The blocks come in a fixed order: memories best first,
+    chunks by document, messages as they were said.
+
+    With `enable_rag` false no knowledge is looked for, with `enable_chat_history`
+    false no history: the ledger says so. The chunks are recorded as retrieved for
+    the session.
+
+    Errors include: NOT_FOUND (the session).
+    """
+    GetContextRecord: _aio.UnaryUnaryMultiCallable[_chat_pb2.GetContextRecordRequest, _chat_pb2.GetContextRecordResponse]  # type: ignore[assignment]
+    """Returns a context as it was built, with memories as they were then. Only ids are
+    kept of what it said: the text of what was deleted, redacted, erased or ingested
+    anew since is missing from its block.
+
+    Errors include: NOT_FOUND.
     """
     SearchMessages: _aio.UnaryUnaryMultiCallable[_chat_pb2.SearchMessagesRequest, _chat_pb2.SearchMessagesResponse]  # type: ignore[assignment]
     """Finds messages in a user's sessions, best first. It finds what was appended
@@ -560,6 +612,44 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors include: NOT_FOUND (the session), FEATURE_DISABLED
         (`enable_chat_history`), READER_TOO_SLOW.
+        """
+
+    @_abc_1.abstractmethod
+    def BuildContext(
+        self,
+        request: _chat_pb2.BuildContextRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.BuildContextResponse, _abc.Awaitable[_chat_pb2.BuildContextResponse]]:
+        """Builds what a model needs to answer: memories, knowledge and the session's
+        history, within a budget of tokens, and keeps a record of it.
+
+        First each part takes up to its share: history from its newest message backwards
+        without gaps, memories and chunks from the best down. What is left goes to more
+        memories, more chunks, more history, and then to older messages that fit the
+        query (where the tenant's `message_search` is on). Messages are never cut.
+        Chunks that follow one another in a document are one block, in which an overlap
+        is said once. A memory whose text, or whose own message, is in the context
+        already is left out. The blocks come in a fixed order: memories best first,
+        chunks by document, messages as they were said.
+
+        With `enable_rag` false no knowledge is looked for, with `enable_chat_history`
+        false no history: the ledger says so. The chunks are recorded as retrieved for
+        the session.
+
+        Errors include: NOT_FOUND (the session).
+        """
+
+    @_abc_1.abstractmethod
+    def GetContextRecord(
+        self,
+        request: _chat_pb2.GetContextRecordRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.GetContextRecordResponse, _abc.Awaitable[_chat_pb2.GetContextRecordResponse]]:
+        """Returns a context as it was built, with memories as they were then. Only ids are
+        kept of what it said: the text of what was deleted, redacted, erased or ingested
+        anew since is missing from its block.
+
+        Errors include: NOT_FOUND.
         """
 
     @_abc_1.abstractmethod

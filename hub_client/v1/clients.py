@@ -16,6 +16,8 @@ from hub_client.v1.chat_pb2 import (
     ArchiveSessionResponse,
     BatchAppendMessagesRequest,
     BatchAppendMessagesResponse,
+    BuildContextRequest,
+    BuildContextResponse,
     CreateSessionRequest,
     CreateSessionResponse,
     DeleteSessionRequest,
@@ -24,6 +26,8 @@ from hub_client.v1.chat_pb2 import (
     EndSessionResponse,
     ForkSessionRequest,
     ForkSessionResponse,
+    GetContextRecordRequest,
+    GetContextRecordResponse,
     GetMessageRequest,
     GetMessageResponse,
     GetSessionRequest,
@@ -446,6 +450,44 @@ class ChatClient:
             "/hub.v1.ChatService/WatchSession", request, WatchSessionResponse, timeout
         )
 
+    def build_context(
+        self, request: BuildContextRequest, *, timeout: float | None = None
+    ) -> BuildContextResponse:
+        """Builds what a model needs to answer: memories, knowledge and the session's
+        history, within a budget of tokens, and keeps a record of it.
+
+        First each part takes up to its share: history from its newest message backwards
+        without gaps, memories and chunks from the best down. What is left goes to more
+        memories, more chunks, more history, and then to older messages that fit the
+        query (where the tenant's `message_search` is on). Messages are never cut.
+        Chunks that follow one another in a document are one block, in which an overlap
+        is said once. A memory whose text, or whose own message, is in the context
+        already is left out. The blocks come in a fixed order: memories best first,
+        chunks by document, messages as they were said.
+
+        With `enable_rag` false no knowledge is looked for, with `enable_chat_history`
+        false no history: the ledger says so. The chunks are recorded as retrieved for
+        the session.
+
+        Errors include: NOT_FOUND (the session).
+        """
+        return self._transport.call(
+            "/hub.v1.ChatService/BuildContext", request, BuildContextResponse, timeout
+        )
+
+    def get_context_record(
+        self, request: GetContextRecordRequest, *, timeout: float | None = None
+    ) -> GetContextRecordResponse:
+        """Returns a context as it was built, with memories as they were then. Only ids are
+        kept of what it said: the text of what was deleted, redacted, erased or ingested
+        anew since is missing from its block.
+
+        Errors include: NOT_FOUND.
+        """
+        return self._transport.call(
+            "/hub.v1.ChatService/GetContextRecord", request, GetContextRecordResponse, timeout
+        )
+
     def search_messages(
         self, request: SearchMessagesRequest, *, timeout: float | None = None
     ) -> SearchMessagesResponse:
@@ -720,6 +762,44 @@ class AsyncChatClient:
         """
         return self._transport.stream(
             "/hub.v1.ChatService/WatchSession", request, WatchSessionResponse, timeout
+        )
+
+    async def build_context(
+        self, request: BuildContextRequest, *, timeout: float | None = None
+    ) -> BuildContextResponse:
+        """Builds what a model needs to answer: memories, knowledge and the session's
+        history, within a budget of tokens, and keeps a record of it.
+
+        First each part takes up to its share: history from its newest message backwards
+        without gaps, memories and chunks from the best down. What is left goes to more
+        memories, more chunks, more history, and then to older messages that fit the
+        query (where the tenant's `message_search` is on). Messages are never cut.
+        Chunks that follow one another in a document are one block, in which an overlap
+        is said once. A memory whose text, or whose own message, is in the context
+        already is left out. The blocks come in a fixed order: memories best first,
+        chunks by document, messages as they were said.
+
+        With `enable_rag` false no knowledge is looked for, with `enable_chat_history`
+        false no history: the ledger says so. The chunks are recorded as retrieved for
+        the session.
+
+        Errors include: NOT_FOUND (the session).
+        """
+        return await self._transport.call(
+            "/hub.v1.ChatService/BuildContext", request, BuildContextResponse, timeout
+        )
+
+    async def get_context_record(
+        self, request: GetContextRecordRequest, *, timeout: float | None = None
+    ) -> GetContextRecordResponse:
+        """Returns a context as it was built, with memories as they were then. Only ids are
+        kept of what it said: the text of what was deleted, redacted, erased or ingested
+        anew since is missing from its block.
+
+        Errors include: NOT_FOUND.
+        """
+        return await self._transport.call(
+            "/hub.v1.ChatService/GetContextRecord", request, GetContextRecordResponse, timeout
         )
 
     async def search_messages(

@@ -75,9 +75,10 @@ class MessageSearch:
 
         Raises NOT_FOUND, USER_DISABLED or FEATURE_DISABLED.
         """
-        return self._source(caller, user_id, await self._state(caller, user_id, ""))
+        return self.source_of(caller, user_id, await self._state(caller, user_id, ""))
 
-    def _source(self, caller: Caller, user_id: str, state: Row) -> Source:
+    def source_of(self, caller: Caller, user_id: str, state: Row) -> Source:
+        """Return what a view of a user's messages is made of, given its state."""
         # Words alone have a view of their own, of no model: it holds no vectors.
         model = self._search.model if state["message_search"] == "hybrid" else ""
 
@@ -105,7 +106,7 @@ class MessageSearch:
 
         A narrow filter may leave too few of what the view proposes; then it is asked for more.
         """
-        source = self._source(caller, user_id, state)
+        source = self.source_of(caller, user_id, state)
         by_meaning = state["message_search"] == "hybrid"
         vector = await self._search.embed(asked.query) if by_meaning else None
         query = Query(asked.query, vector)

@@ -9,11 +9,13 @@ from google.protobuf.message import Message
 from hub_client.v1 import chat_pb2 as pb
 from hub_server.caller import Caller
 from hub_server.chat.appends import Append, Appends, NewMessage
+from hub_server.chat.context_wire import asked_from_pb, context_to_pb
 from hub_server.chat.search import Asked, MessageSearch
 from hub_server.chat.service import ChatService, session_etag
 from hub_server.chat.spans import Span
 from hub_server.chat.tokens import Tokens
 from hub_server.chat.watching import Event, SessionFeed, Watches
+from hub_server.context.service import Contexts
 from hub_server.convert import (
     enum_from_text,
     enum_to_text,
@@ -38,6 +40,7 @@ class ChatServicer:
         tokens: Tokens,
         watches: Watches,
         search: MessageSearch,
+        contexts: Contexts,
         pages: PageTokens,
     ) -> None:
         """Serve the given rules."""
@@ -46,6 +49,7 @@ class ChatServicer:
         self._tokens = tokens
         self._watches = watches
         self._search = search
+        self._contexts = contexts
         self._pages = pages
 
     async def CreateSession(
@@ -164,6 +168,20 @@ class ChatServicer:
         """Stream a session."""
         next_seq = request.from_seq if request.HasField("from_seq") else None
         return WatchFeed(self._watches.feed(request.session_id, next_seq))
+
+    async def BuildContext(
+        self, request: pb.BuildContextRequest, caller: Caller
+    ) -> pb.BuildContextResponse:
+        """Build a context."""
+        context = await self._contexts.build(caller, asked_from_pb(request))
+        return pb.BuildContextResponse(context=context_to_pb(context))
+
+    async def GetContextRecord(
+        self, request: pb.GetContextRecordRequest, caller: Caller
+    ) -> pb.GetContextRecordResponse:
+        """Return a context as it was built."""
+        context = await self._contexts.get(caller, request.context_id)
+        return pb.GetContextRecordResponse(context=context_to_pb(context))
 
     async def SearchMessages(
         self, request: pb.SearchMessagesRequest, caller: Caller

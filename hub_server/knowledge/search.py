@@ -127,6 +127,10 @@ class KnowledgeSearch:
         """Return what a view of a user's chunks is made of. Raises NOT_FOUND or USER_DISABLED."""
         async with self._database.statement(caller) as connection:
             state = active_user(await spaces.state(connection, caller.tenant_id, user_id, KIND))
+        return self.source_of(caller, user_id, state)
+
+    def source_of(self, caller: Caller, user_id: str, state: Row) -> Source:
+        """Return what a view of a user's chunks is made of, given its state."""
         model = self._search.models.in_use(state["embedding_model"])
         space = self._search.space(caller.tenant_id, user_id, KIND, model)
         return Source(space, state, self._pull(caller, user_id, model))

@@ -49,7 +49,7 @@ def scored(
 ) -> list[Scored]:
     """Return the hits with their scores, best first; equal ones by their ids, newest first."""
     found = [_scored(hit, weights, now, half_life) for hit in hits]
-    found.sort(key=lambda one: one.hit.row["memory_id"], reverse=True)
+    found.sort(key=lambda one: one.hit.candidate.row_id, reverse=True)
     return sorted(found, key=lambda one: one.score, reverse=True)
 
 

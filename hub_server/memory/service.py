@@ -182,7 +182,10 @@ class MemoryService:
 
     async def source(self, caller: Caller, user_id: str) -> Source:
         """Return what a view of a user's memories is made of. Raises NOT_FOUND or USER_DISABLED."""
-        state = await self._state(caller, user_id)
+        return self.source_of(caller, user_id, await self._state(caller, user_id))
+
+    def source_of(self, caller: Caller, user_id: str, state: Row) -> Source:
+        """Return what a view of a user's memories is made of, given its state."""
         space = self._search.space(caller.tenant_id, user_id, KIND)
         return Source(space, state, self._pull(caller, user_id))
 

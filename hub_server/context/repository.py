@@ -1,0 +1,175 @@
+"""SQL of contexts. Returns rows; never commits."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from hub_server.chat.repository import LINEAGE
+from hub_server.database import HotStatement
+from hub_server.rows import Row
+
+# All that decides what a context may hold, and the end of the session: a row for each message,
+# newest first, or one without.
+_STATE: Final = HotStatement(
+    """
+{lineage}
+SELECT u.user_id::text, u.is_active AS user_is_active, c.enable_rag, c.enable_tool,
+       c.enable_chat_history, c.preferred_language, t.message_search, own.seqs, page.*
+FROM chat_sessions s
+JOIN tenants t ON t.tenant_id = s.tenant_id
+JOIN users u ON u.tenant_id = s.tenant_id AND u.user_id = s.user_id
+JOIN user_configs c ON c.tenant_id = s.tenant_id AND c.user_id = s.user_id
+LEFT JOIN LATERAL (
+    SELECT jsonb_object_agg(p.kind, p.last_seq) AS seqs FROM spaces p
+    WHERE p.tenant_id = s.tenant_id AND p.user_id = s.user_id) own ON true
+LEFT JOIN LATERAL (
+    SELECT sized.message_id::text, sized.seq, sized.role, sized.content
+    FROM (SELECT found.*, sum(octet_length(found.content)) OVER (ORDER BY found.seq DESC)
+                          - octet_length(found.content) AS before
+          FROM (SELECT m.message_id, m.seq, m.role, m.content
+                FROM lineage CROSS JOIN LATERAL (
+                    SELECT m.message_id, m.seq, m.role, m.content FROM chat_messages m
+                    WHERE m.tenant_id = :tenant_id ::uuid AND m.session_id = lineage.session_id
+                      AND m.seq > lineage.after AND m.seq <= lineage.last
+                      AND m.content IS NOT NULL AND m.message_type = 'text'
+                    ORDER BY m.seq DESC
+                    LIMIT :most ::int) m
+                ORDER BY m.seq DESC
+                LIMIT :most ::int) found) sized
+    WHERE sized.before <= :most_bytes ::bigint) page ON c.enable_chat_history
+WHERE s.tenant_id = :tenant_id ::uuid AND s.session_id = :session_id ::uuid
+  AND s.deleted_at IS NULL AND u.deleted_at IS NULL
+ORDER BY page.seq DESC
+""",
+    lineage=LINEAGE,
+)
+
+_NOTHING: Final = """
+       NULL::text AS memory_type, NULL::text AS source, NULL::float8 AS confidence_score,
+       NULL::int AS reinforcement_count, NULL::timestamptz AS created_at,
+       NULL::timestamptz AS reinforced_at, NULL::int AS revision, NULL::text AS said_by"""
+_PARTS: Final = {
+    "no_chunk": """NULL::text AS document_id, NULL::int AS place, NULL::int AS start_char,
+       NULL::text AS title, NULL::text AS source_url, NULL::text[] AS heading_path""",
+    "chunks": f"""
+SELECT 'knowledge', k.chunk_id::text, k.content, k.document_id::text, k.chunk_index, k.start_char,
+       k.metadata->>'document_title', k.metadata->>'source', k.heading_path, NULL::text AS role,
+       {_NOTHING}
+FROM chunks k
+JOIN documents d
+    ON d.tenant_id = k.tenant_id AND d.document_id = k.document_id AND d.revision = k.revision
+WHERE k.tenant_id = :tenant_id ::uuid AND k.user_id = :user_id ::uuid
+  AND k.chunk_id = ANY (:chunk_ids ::uuid[]) AND d.deleted_at IS NULL""",
+    "messages": f"""
+{LINEAGE}
+SELECT 'history' AS part, m.message_id::text, m.content, NULL::text, m.seq::int, NULL::int,
+       NULL::text, NULL::text, NULL::text[], m.role,
+       {_NOTHING}
+FROM lineage
+JOIN chat_messages m ON m.tenant_id = :tenant_id ::uuid AND m.session_id = lineage.session_id
+    AND m.seq > lineage.after AND m.seq <= lineage.last
+WHERE m.message_id = ANY (:message_ids ::uuid[]) AND m.content IS NOT NULL""",
+}
+_MEMORY: Final = """m.memory_type, m.source, m.confidence_score, m.reinforcement_count,
+       o.created_at, m.reinforced_at, m.revision, o.message_id::text AS said_by
+"""
+# What is proposed, as far as it may be shown now.
+_FOUND: Final = HotStatement(
+    """
+SELECT 'memory' AS part, m.memory_id::text AS item_id, m.memory_content AS text, {no_chunk},
+       NULL::text AS role, m.memory_type, m.source, m.confidence_score, m.reinforcement_count,
+       m.created_at, m.reinforced_at, m.revision, m.message_id::text AS said_by
+FROM memory_store m
+WHERE m.tenant_id = :tenant_id ::uuid AND m.user_id = :user_id ::uuid
+  AND m.memory_id = ANY (:memory_ids ::uuid[]) AND m.deleted_at IS NULL AND m.status = 'active'
+  AND (m.expires_at IS NULL OR m.expires_at > :now ::timestamptz)
+UNION ALL {chunks}
+UNION ALL ({messages})
+""",
+    **_PARTS,
+)
+# What a context held, as far as it is still there: memories as they were.
+_KEPT: Final = HotStatement(
+    """
+SELECT 'memory' AS part, m.memory_id::text AS item_id, m.memory_content AS text, {no_chunk},
+       NULL::text AS role, m.memory_type, m.source, m.confidence_score, m.reinforcement_count,
+       m.recorded_at AS created_at, m.reinforced_at, m.revision, NULL::text AS said_by
+FROM unnest(:memory_ids ::uuid[], :revisions ::int[]) AS given (memory_id, revision)
+JOIN memory_revisions m
+    ON m.tenant_id = :tenant_id ::uuid AND m.memory_id = given.memory_id
+    AND m.revision = given.revision AND m.user_id = :user_id ::uuid
+UNION ALL {chunks}
+UNION ALL ({messages})
+""",
+    **_PARTS,
+)
+# The chunks of a context are retrievals, as those of a search are.
+_RECORD: Final = HotStatement("""
+WITH recorded AS (
+    INSERT INTO context_records (tenant_id, context_id, user_id, session_id, token_budget,
+                                 model_name, tools_allowed, blocks, ledger, created_at)
+    VALUES (:tenant_id ::uuid, :context_id ::uuid, :user_id ::uuid, :session_id ::uuid,
+            :token_budget ::int, :model_name ::text, :tools_allowed ::bool, :blocks ::jsonb,
+            :ledger ::jsonb, clock_timestamp())
+    RETURNING created_at
+),
+retrieved AS (
+    INSERT INTO retrievals (tenant_id, retrieval_id, rank, session_id, user_id, chunk_id, query,
+                            score, embedding_model, message_id)
+    SELECT :tenant_id ::uuid, :context_id ::uuid, hit.rank, :session_id ::uuid, :user_id ::uuid,
+           hit.chunk_id, :query ::text, hit.score, :embedding_model ::text, :message_id ::uuid
+    FROM unnest(:chunk_ids ::uuid[], :scores ::float8[]) WITH ORDINALITY
+        AS hit (chunk_id, score, rank)
+)
+SELECT created_at FROM recorded
+""")
+_GET: Final = HotStatement("""
+SELECT r.context_id::text, r.user_id::text, r.session_id::text, r.token_budget, r.model_name,
+       r.tools_allowed, r.blocks, r.ledger, r.created_at, u.is_active AS user_is_active
+FROM context_records r
+JOIN users u ON u.tenant_id = r.tenant_id AND u.user_id = r.user_id
+JOIN chat_sessions s ON s.tenant_id = r.tenant_id AND s.session_id = r.session_id
+WHERE r.tenant_id = :tenant_id ::uuid AND r.context_id = :context_id ::uuid
+  AND s.deleted_at IS NULL AND u.deleted_at IS NULL
+""")
+
+
+class ContextRepository:
+    """The contexts of one tenant, and what they are made of."""
+
+    def __init__(self, connection: AsyncConnection, tenant_id: str) -> None:
+        """Work within the transaction of ``connection``."""
+        self._connection = connection
+        self._tenant_id = tenant_id
+
+    async def state(self, session_id: str, most: int, most_bytes: int) -> Sequence[Row]:
+        """Return a session's newest messages with what decides; see _STATE. No row: no session."""
+        return await self._rows(
+            _STATE, session_id=session_id, last_seq=_LAST, most=most, most_bytes=most_bytes
+        )
+
+    async def found(self, **values: Any) -> Sequence[Row]:
+        """Return what of the given ids may be shown to a user in a session now."""
+        return await self._rows(_FOUND, last_seq=_LAST, **values)
+
+    async def kept(self, **values: Any) -> Sequence[Row]:
+        """Return what a context held, as far as it is there."""
+        return await self._rows(_KEPT, last_seq=_LAST, **values)
+
+    async def record(self, *, blocks: Any, ledger: Any, **values: Any) -> Row:
+        """Keep a context; return when that was."""
+        values |= {"blocks": json.dumps(blocks), "ledger": json.dumps(ledger)}
+        return (await self._rows(_RECORD, **values))[0]
+
+    async def get(self, context_id: str) -> Row | None:
+        """Return a context with ``user_is_active``, or None."""
+        rows = await self._rows(_GET, context_id=context_id)
+        return rows[0] if rows else None
+
+    async def _rows(self, statement: HotStatement, **values: Any) -> Sequence[Mapping[str, Any]]:
+        return await statement.rows(self._connection, values | {"tenant_id": self._tenant_id})
+
+
+_LAST: Final = (1 << 63) - 1
