@@ -23,6 +23,7 @@ from hub_server.chat.service import ChatService
 from hub_server.chat.servicer import ChatServicer
 from hub_server.chat.tokens import Tokens
 from hub_server.chat.watching import Watches
+from hub_server.context.service import Contexts
 from hub_server.database import Database
 from hub_server.embedding import remote
 from hub_server.embedding.models import Models, load_models
@@ -189,19 +190,33 @@ async def _compose(
     found = KnowledgeSearch(database, search)
     memory = MemoryService(database, search, _memory_rules(settings), clock)
     messages = MessageSearch(database, search, embedding.wake)
+    tokenizer = await asyncio.to_thread(Tokenizer)
+    stack.callback(tokenizer.close)
+    chat, tokens = ChatService(database, search), Tokens(database)
+    appends = Appends(database, tokens, tokenizer, embedding.wake)
+    stack.push_async_callback(appends.close)
+    rooms: dict[str, KnowledgeSearch | MemoryService | MessageSearch]
+    rooms = {"knowledge": found, "memory": memory, "messages": messages}
+    contexts = Contexts(
+        database,
+        search,
+        tokenizer,
+        {kind: room.source_of for kind, room in rooms.items()},
+        _memory_rules(settings),
+        clock,
+    )
     watches = DocumentWatches(knowledge, wakeups, settings.heartbeat)
-    sources = {"knowledge": found.source, "memory": memory.source, "messages": messages.source}
+    sources = {kind: room.source for kind, room in rooms.items()}
     return {
         "identity": identity,
-        "chat": await _compose_chat(
-            settings,
-            database,
-            ChatService(database, search),
+        "chat": ChatServicer(
+            chat,
+            appends,
+            tokens,
+            Watches(chat, wakeups, settings.heartbeat),
             messages,
-            embedding,
-            wakeups,
+            contexts,
             pages,
-            stack,
         ),
         "memory": MemoryServicer(memory, pages),
         "knowledge": KnowledgeServicer(
@@ -234,25 +249,6 @@ def _memory_rules(settings: Settings) -> Rules:
         half_life=dt.timedelta(days=settings.confidence_half_life),
         hourly_rate=settings.remember_rate,
     )
-
-
-async def _compose_chat(
-    settings: Settings,
-    database: Database,
-    chat: ChatService,
-    search: MessageSearch,
-    embedding: MessageEmbedding,
-    wakeups: Wakeups,
-    pages: PageTokens,
-    stack: AsyncExitStack,
-) -> ChatServicer:
-    tokenizer = await asyncio.to_thread(Tokenizer)
-    stack.callback(tokenizer.close)
-    tokens = Tokens(database)
-    appends = Appends(database, tokens, tokenizer, embedding.wake)
-    stack.push_async_callback(appends.close)
-    watches = Watches(chat, wakeups, settings.heartbeat)
-    return ChatServicer(chat, appends, tokens, watches, search, pages)
 
 
 async def _listen(

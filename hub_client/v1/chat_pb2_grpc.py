@@ -361,7 +361,7 @@ class ChatServiceServicer:
 
         With `enable_rag` false no knowledge is looked for, with `enable_chat_history`
         false no history: the ledger says so. The chunks are recorded as retrieved for
-        the session.
+        the session. A service key needs the scopes MEMORY_READ and KNOWLEDGE_READ, too.
 
         Errors include: NOT_FOUND (the session).
         """
@@ -372,7 +372,7 @@ class ChatServiceServicer:
     def GetContextRecord(self, request, context):
         """Returns a context as it was built, with memories as they were then. Only ids are
         kept of what it said: the text of what was deleted, redacted, erased or ingested
-        anew since is missing from its block.
+        anew since is missing from its block. It needs the scopes that BuildContext does.
 
         Errors include: NOT_FOUND.
         """

@@ -169,14 +169,14 @@ class ChatServiceStub:
 
     With `enable_rag` false no knowledge is looked for, with `enable_chat_history`
     false no history: the ledger says so. The chunks are recorded as retrieved for
-    the session.
+    the session. A service key needs the scopes MEMORY_READ and KNOWLEDGE_READ, too.
 
     Errors include: NOT_FOUND (the session).
     """
     GetContextRecord: _grpc.UnaryUnaryMultiCallable[_chat_pb2.GetContextRecordRequest, _chat_pb2.GetContextRecordResponse]
     """Returns a context as it was built, with memories as they were then. Only ids are
     kept of what it said: the text of what was deleted, redacted, erased or ingested
-    anew since is missing from its block.
+    anew since is missing from its block. It needs the scopes that BuildContext does.
 
     Errors include: NOT_FOUND.
     """
@@ -349,14 +349,14 @@ class ChatServiceAsyncStub(ChatServiceStub):
 
     With `enable_rag` false no knowledge is looked for, with `enable_chat_history`
     false no history: the ledger says so. The chunks are recorded as retrieved for
-    the session.
+    the session. A service key needs the scopes MEMORY_READ and KNOWLEDGE_READ, too.
 
     Errors include: NOT_FOUND (the session).
     """
     GetContextRecord: _aio.UnaryUnaryMultiCallable[_chat_pb2.GetContextRecordRequest, _chat_pb2.GetContextRecordResponse]  # type: ignore[assignment]
     """Returns a context as it was built, with memories as they were then. Only ids are
     kept of what it said: the text of what was deleted, redacted, erased or ingested
-    anew since is missing from its block.
+    anew since is missing from its block. It needs the scopes that BuildContext does.
 
     Errors include: NOT_FOUND.
     """
@@ -634,7 +634,7 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
 
         With `enable_rag` false no knowledge is looked for, with `enable_chat_history`
         false no history: the ledger says so. The chunks are recorded as retrieved for
-        the session.
+        the session. A service key needs the scopes MEMORY_READ and KNOWLEDGE_READ, too.
 
         Errors include: NOT_FOUND (the session).
         """
@@ -647,7 +647,7 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_chat_pb2.GetContextRecordResponse, _abc.Awaitable[_chat_pb2.GetContextRecordResponse]]:
         """Returns a context as it was built, with memories as they were then. Only ids are
         kept of what it said: the text of what was deleted, redacted, erased or ingested
-        anew since is missing from its block.
+        anew since is missing from its block. It needs the scopes that BuildContext does.
 
         Errors include: NOT_FOUND.
         """

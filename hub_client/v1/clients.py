@@ -467,7 +467,7 @@ class ChatClient:
 
         With `enable_rag` false no knowledge is looked for, with `enable_chat_history`
         false no history: the ledger says so. The chunks are recorded as retrieved for
-        the session.
+        the session. A service key needs the scopes MEMORY_READ and KNOWLEDGE_READ, too.
 
         Errors include: NOT_FOUND (the session).
         """
@@ -480,7 +480,7 @@ class ChatClient:
     ) -> GetContextRecordResponse:
         """Returns a context as it was built, with memories as they were then. Only ids are
         kept of what it said: the text of what was deleted, redacted, erased or ingested
-        anew since is missing from its block.
+        anew since is missing from its block. It needs the scopes that BuildContext does.
 
         Errors include: NOT_FOUND.
         """
@@ -781,7 +781,7 @@ class AsyncChatClient:
 
         With `enable_rag` false no knowledge is looked for, with `enable_chat_history`
         false no history: the ledger says so. The chunks are recorded as retrieved for
-        the session.
+        the session. A service key needs the scopes MEMORY_READ and KNOWLEDGE_READ, too.
 
         Errors include: NOT_FOUND (the session).
         """
@@ -794,7 +794,7 @@ class AsyncChatClient:
     ) -> GetContextRecordResponse:
         """Returns a context as it was built, with memories as they were then. Only ids are
         kept of what it said: the text of what was deleted, redacted, erased or ingested
-        anew since is missing from its block.
+        anew since is missing from its block. It needs the scopes that BuildContext does.
 
         Errors include: NOT_FOUND.
         """

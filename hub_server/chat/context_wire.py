@@ -3,11 +3,24 @@
 from collections.abc import Mapping
 
 from hub_client.v1 import chat_pb2 as pb
+from hub_client.v1.options_pb2 import Scope
+from hub_server.caller import Caller
 from hub_server.context.assembling import SHARES, Entry, Part
 from hub_server.context.service import Asked, Context, Told
 from hub_server.convert import enum_from_text, timestamp_to_pb
-from hub_server.errors import HubError
+from hub_server.errors import HubError, Reason
 from hub_server.rows import Row
+
+
+def check_scopes(caller: Caller) -> None:
+    """Refuse a service key that could not read by itself what a context shows.
+
+    Raises SCOPE_INSUFFICIENT.
+    """
+    for scope in (Scope.SCOPE_MEMORY_READ, Scope.SCOPE_KNOWLEDGE_READ):
+        if caller.scopes is not None and scope not in caller.scopes:
+            required = Scope.Name(scope).removeprefix("SCOPE_")
+            raise HubError(Reason.REASON_SCOPE_INSUFFICIENT, required=required)
 
 
 def asked_from_pb(request: pb.BuildContextRequest) -> Asked:

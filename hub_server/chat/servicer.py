@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from hub_client.v1 import chat_pb2 as pb
 from hub_server.caller import Caller
 from hub_server.chat.appends import Append, Appends, NewMessage
-from hub_server.chat.context_wire import asked_from_pb, context_to_pb
+from hub_server.chat.context_wire import asked_from_pb, check_scopes, context_to_pb
 from hub_server.chat.search import Asked, MessageSearch
 from hub_server.chat.service import ChatService, session_etag
 from hub_server.chat.spans import Span
@@ -173,6 +173,7 @@ class ChatServicer:
         self, request: pb.BuildContextRequest, caller: Caller
     ) -> pb.BuildContextResponse:
         """Build a context."""
+        check_scopes(caller)
         context = await self._contexts.build(caller, asked_from_pb(request))
         return pb.BuildContextResponse(context=context_to_pb(context))
 
@@ -180,6 +181,7 @@ class ChatServicer:
         self, request: pb.GetContextRecordRequest, caller: Caller
     ) -> pb.GetContextRecordResponse:
         """Return a context as it was built."""
+        check_scopes(caller)
         context = await self._contexts.get(caller, request.context_id)
         return pb.GetContextRecordResponse(context=context_to_pb(context))
 

@@ -148,9 +148,9 @@ def assemble(
     choice.fill(memory, choice.left)
     choice.fill(knowledge, choice.left)
     choice.extend(found.tail, choice.left)
-    choice.drop_said()
     in_tail = {item.item_id for item in found.tail}
     choice.fill((item for item in found.older if item.item_id not in in_tail), choice.left)
+    choice.drop_said()
     return _ordered(found, choice), list(_ledger(found, choice))
 
 

@@ -46,34 +46,34 @@ ORDER BY page.seq DESC
     lineage=LINEAGE,
 )
 
-_NOTHING: Final = """
-       NULL::text AS memory_type, NULL::text AS source, NULL::float8 AS confidence_score,
-       NULL::int AS reinforcement_count, NULL::timestamptz AS created_at,
-       NULL::timestamptz AS reinforced_at, NULL::int AS revision, NULL::text AS said_by"""
 _PARTS: Final = {
+    "lineage": LINEAGE,
     "no_chunk": """NULL::text AS document_id, NULL::int AS place, NULL::int AS start_char,
        NULL::text AS title, NULL::text AS source_url, NULL::text[] AS heading_path""",
-    "chunks": f"""
+    "no_memory": """NULL::text AS memory_type, NULL::text AS source,
+       NULL::float8 AS confidence_score, NULL::int AS reinforcement_count,
+       NULL::timestamptz AS created_at, NULL::timestamptz AS reinforced_at,
+       NULL::int AS revision, NULL::text AS said_by""",
+}
+_CHUNKS_AND_MESSAGES: Final = """
+UNION ALL
 SELECT 'knowledge', k.chunk_id::text, k.content, k.document_id::text, k.chunk_index, k.start_char,
        k.metadata->>'document_title', k.metadata->>'source', k.heading_path, NULL::text AS role,
-       {_NOTHING}
+       {no_memory}
 FROM chunks k
 JOIN documents d
     ON d.tenant_id = k.tenant_id AND d.document_id = k.document_id AND d.revision = k.revision
 WHERE k.tenant_id = :tenant_id ::uuid AND k.user_id = :user_id ::uuid
-  AND k.chunk_id = ANY (:chunk_ids ::uuid[]) AND d.deleted_at IS NULL""",
-    "messages": f"""
-{LINEAGE}
+  AND k.chunk_id = ANY (:chunk_ids ::uuid[]) AND d.deleted_at IS NULL
+UNION ALL (
+{lineage}
 SELECT 'history' AS part, m.message_id::text, m.content, NULL::text, m.seq::int, NULL::int,
        NULL::text, NULL::text, NULL::text[], m.role,
-       {_NOTHING}
+       {no_memory}
 FROM lineage
 JOIN chat_messages m ON m.tenant_id = :tenant_id ::uuid AND m.session_id = lineage.session_id
     AND m.seq > lineage.after AND m.seq <= lineage.last
-WHERE m.message_id = ANY (:message_ids ::uuid[]) AND m.content IS NOT NULL""",
-}
-_MEMORY: Final = """m.memory_type, m.source, m.confidence_score, m.reinforcement_count,
-       o.created_at, m.reinforced_at, m.revision, o.message_id::text AS said_by
+WHERE m.message_id = ANY (:message_ids ::uuid[]) AND m.content IS NOT NULL)
 """
 # What is proposed, as far as it may be shown now.
 _FOUND: Final = HotStatement(
@@ -85,9 +85,8 @@ FROM memory_store m
 WHERE m.tenant_id = :tenant_id ::uuid AND m.user_id = :user_id ::uuid
   AND m.memory_id = ANY (:memory_ids ::uuid[]) AND m.deleted_at IS NULL AND m.status = 'active'
   AND (m.expires_at IS NULL OR m.expires_at > :now ::timestamptz)
-UNION ALL {chunks}
-UNION ALL ({messages})
-""",
+"""
+    + _CHUNKS_AND_MESSAGES,
     **_PARTS,
 )
 # What a context held, as far as it is still there: memories as they were.
@@ -100,9 +99,8 @@ FROM unnest(:memory_ids ::uuid[], :revisions ::int[]) AS given (memory_id, revis
 JOIN memory_revisions m
     ON m.tenant_id = :tenant_id ::uuid AND m.memory_id = given.memory_id
     AND m.revision = given.revision AND m.user_id = :user_id ::uuid
-UNION ALL {chunks}
-UNION ALL ({messages})
-""",
+"""
+    + _CHUNKS_AND_MESSAGES,
     **_PARTS,
 )
 # The chunks of a context are retrievals, as those of a search are.

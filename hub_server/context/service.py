@@ -112,7 +112,9 @@ class Contexts:
             stamp = await ContextRepository(connection, caller.tenant_id).record(
                 **values,
                 blocks=[_short(block) for block in made],
-                ledger=[[one.part, one.item_id, one.score, one.tokens, one.reason] for one in ledger],
+                ledger=[
+                    [one.part, one.item_id, one.score, one.tokens, one.reason] for one in ledger
+                ],
                 query=asked.query,
                 embedding_model=self._search.model,
                 message_id=served,
@@ -210,11 +212,7 @@ class Contexts:
         counts = await self._tokenizer.counts([joined(run) for run in runs])
         # A vocabulary may count two texts together as more than apart; what was budgeted holds.
         made = zip(runs, counts, strict=True)
-        return [
-            block
-            for run, count in made
-            for block in _whole_or_apart(run, count)
-        ]
+        return [block for run, count in made for block in _whole_or_apart(run, count)]
 
 
 def _whole_or_apart(run: Sequence[Item], count: int) -> Sequence[Block]:
@@ -277,7 +275,9 @@ def _item(row: Row, tokens: int) -> Item:
 
 def _fitting(items: Mapping[str, Item], candidates: Sequence[Candidate]) -> list[Item]:
     """Return those of the candidates that are there, best first."""
-    return [replace(items[one.row_id], score=one.score) for one in candidates if one.row_id in items]
+    return [
+        replace(items[one.row_id], score=one.score) for one in candidates if one.row_id in items
+    ]
 
 
 def _short(block: Block) -> dict[str, Any]:
