@@ -4,10 +4,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from hub_server.chat.models import chat_sessions
 from hub_server.chat.repository import LINEAGE
+from hub_server.chat.spans import LAST
+from hub_server.context.models import context_records
 from hub_server.database import HotStatement
+from hub_server.identity.models import users
 from hub_server.rows import Row
 
 # All that decides what a context may hold, and the end of the session: a row for each message,
@@ -123,15 +128,6 @@ retrieved AS (
 )
 SELECT created_at FROM recorded
 """)
-_GET: Final = HotStatement("""
-SELECT r.context_id::text, r.user_id::text, r.session_id::text, r.token_budget, r.model_name,
-       r.tools_allowed, r.blocks, r.ledger, r.created_at, u.is_active AS user_is_active
-FROM context_records r
-JOIN users u ON u.tenant_id = r.tenant_id AND u.user_id = r.user_id
-JOIN chat_sessions s ON s.tenant_id = r.tenant_id AND s.session_id = r.session_id
-WHERE r.tenant_id = :tenant_id ::uuid AND r.context_id = :context_id ::uuid
-  AND s.deleted_at IS NULL AND u.deleted_at IS NULL
-""")
 
 
 class ContextRepository:
@@ -145,16 +141,16 @@ class ContextRepository:
     async def state(self, session_id: str, most: int, most_bytes: int) -> Sequence[Row]:
         """Return a session's newest messages with what decides; see _STATE. No row: no session."""
         return await self._rows(
-            _STATE, session_id=session_id, last_seq=_LAST, most=most, most_bytes=most_bytes
+            _STATE, session_id=session_id, last_seq=LAST, most=most, most_bytes=most_bytes
         )
 
     async def found(self, **values: Any) -> Sequence[Row]:
         """Return what of the given ids may be shown to a user in a session now."""
-        return await self._rows(_FOUND, last_seq=_LAST, **values)
+        return await self._rows(_FOUND, last_seq=LAST, **values)
 
     async def kept(self, **values: Any) -> Sequence[Row]:
         """Return what a context held, as far as it is there."""
-        return await self._rows(_KEPT, last_seq=_LAST, **values)
+        return await self._rows(_KEPT, last_seq=LAST, **values)
 
     async def record(self, *, blocks: Any, ledger: Any, **values: Any) -> Row:
         """Keep a context; return when that was."""
@@ -163,11 +159,24 @@ class ContextRepository:
 
     async def get(self, context_id: str) -> Row | None:
         """Return a context with ``user_is_active``, or None."""
-        rows = await self._rows(_GET, context_id=context_id)
-        return rows[0] if rows else None
+        query = (
+            sa.select(context_records, users.c.is_active.label("user_is_active"))
+            .join(users, _same(users, "user_id"))
+            .join(chat_sessions, _same(chat_sessions, "session_id"))
+            .where(
+                context_records.c.tenant_id == self._tenant_id,
+                context_records.c.context_id == context_id,
+                chat_sessions.c.deleted_at.is_(None),
+                users.c.deleted_at.is_(None),
+            )
+        )
+        return (await self._connection.execute(query)).mappings().first()
 
     async def _rows(self, statement: HotStatement, **values: Any) -> Sequence[Mapping[str, Any]]:
         return await statement.rows(self._connection, values | {"tenant_id": self._tenant_id})
 
 
-_LAST: Final = (1 << 63) - 1
+def _same(table: sa.Table, name: str) -> sa.ColumnElement[bool]:
+    return (table.c.tenant_id == context_records.c.tenant_id) & (
+        table.c[name] == context_records.c[name]
+    )

@@ -34,6 +34,7 @@ _MOST_MESSAGES: Final = 400
 _MOST_OLDER: Final = 200
 # A token is some four bytes; a tail that is shorter in bytes than this cannot fill the budget.
 _BYTES_PER_TOKEN: Final = 16
+_LONGEST_QUERY: Final = 8000  # characters, as in a search
 
 SourceOf = Callable[[Caller, str, Row], Source]
 
@@ -222,13 +223,11 @@ def _whole_or_apart(run: Sequence[Item], count: int) -> Sequence[Block]:
 
 
 def _query(asked: Asked, tail: Sequence[Row]) -> tuple[str, str | None]:
-    """Return what to look for, and the message that is: the last of the user's unless told."""
-    if asked.query:
+    """Return what to look for, and the message it is: the user's last one unless told."""
+    said = next((row for row in tail if row["role"] == "user"), None)
+    if asked.query or said is None:
         return asked.query, None
-    for row in tail:
-        if row["role"] == "user":
-            return row["content"][:8000], row["message_id"]
-    return "", None
+    return said["content"][:_LONGEST_QUERY], said["message_id"]
 
 
 def _is_on(state: Row, kind: str) -> bool:

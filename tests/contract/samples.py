@@ -22,6 +22,7 @@ from hub_client.v1 import (
     BatchRememberRequest,
     BatchSearchRequest,
     CancelReembeddingRequest,
+    BuildContextRequest,
     ChangePasswordRequest,
     CheckIndexRequest,
     Chunking,
@@ -43,6 +44,7 @@ from hub_client.v1 import (
     ExportUserRequest,
     ForgetMemoryRequest,
     ForkSessionRequest,
+    GetContextRecordRequest,
     GetDefaultConfigRequest,
     GetDocumentRequest,
     GetErasureRequest,
@@ -147,6 +149,7 @@ class World:
     api_key_id: str
     token: str
     operator_key: str
+    context_id: str
     # What a valid request uses up.
     proposal_ids: tuple[str, str]
     spare_memory_id: str
@@ -194,6 +197,9 @@ async def make_world(tenant: Tenant, *, with_erased: bool = True) -> World:
     reserve = ReserveTokensRequest(user_id=user.user_id, tokens=1)
     reserved, spare_reserved = [await client.chat.reserve_tokens(reserve) for _ in range(2)]
     document = await tenant.ingest(user, "Tea", "Tea is made of leaves.")
+    built = await client.chat.build_context(
+        BuildContextRequest(session_id=session.session_id, token_budget=100)
+    )
     spare = await tenant.ingest(user, "Coffee", "Coffee is made of beans.")
     return World(
         tenant=tenant,
@@ -202,6 +208,7 @@ async def make_world(tenant: Tenant, *, with_erased: bool = True) -> World:
         session_id=session.session_id,
         memory_id=memory,
         message_id=message.message.message_id,
+        context_id=built.context.context_id,
         proposal_ids=(proposals[1], proposals[3]),
         spare_memory_id=spare_memory,
         document_id=document.document_id,
@@ -437,6 +444,10 @@ _SAMPLES: Final[dict[str, Callable[[World], Message]]] = {
     "UndeleteSession": lambda world: UndeleteSessionRequest(session_id=world.open_session_id),
     "GetMessage": lambda world: GetMessageRequest(session_id=world.session_id, seq=1),
     "EndSession": lambda world: EndSessionRequest(session_id=world.open_session_id),
+    "BuildContext": lambda world: BuildContextRequest(
+        session_id=world.session_id, token_budget=100
+    ),
+    "GetContextRecord": lambda world: GetContextRecordRequest(context_id=world.context_id),
     "Remember": _remember,
     "BatchRemember": lambda world: BatchRememberRequest(
         user_id=world.user_id,

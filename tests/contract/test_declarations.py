@@ -82,7 +82,7 @@ def test_there_are_four_services() -> None:
         "hub.v1.MemoryService",
         "hub.v1.KnowledgeService",
     }
-    assert len(METHODS) == 93
+    assert len(METHODS) == 95
 
 
 @of_each_method
@@ -97,7 +97,9 @@ def test_a_method_declares_its_level(method: MethodDescriptor) -> None:
 def test_a_method_declares_whether_it_writes(method: MethodDescriptor) -> None:
     """A name tells the same: what gets, lists, looks for or tells reads, all else writes."""
     access = method.GetOptions().Extensions[options_pb2.access]
-    reads = method.name.startswith(("Get", "List", "Recall", "Search", "BatchSearch", *_READING))
+    reads = method.name.startswith(
+        ("Build", "Get", "List", "Recall", "Search", "BatchSearch", *_READING)
+    )
     assert access == (Access.ACCESS_READ if reads else Access.ACCESS_WRITE)
 
 

@@ -20,8 +20,10 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from structlog.testing import capture_logs
 
+from hub_client import AsyncHubClient
 from hub_client.v1 import (
     AppendMessageRequest,
+    BuildContextRequest,
     CreateApiKeyRequest,
     CreateSessionRequest,
     IngestDocumentRequest,
@@ -127,6 +129,7 @@ async def _person(tenant: Tenant, canary: str, name: str) -> dict[str, str]:
         "user_id": user_id,
         "session_id": session_id,
         "message_id": said.message.message_id,
+        "context_id": await _built(client, session_id),
         "memory_id": memory.memory.memory_id,
         "document_id": taken.document.document_id,
         "reservation_id": reserved.reservation.reservation_id,
@@ -136,6 +139,11 @@ async def _person(tenant: Tenant, canary: str, name: str) -> dict[str, str]:
         "actor_credential_id": login.login_id,
         "target_id": user_id,
     }
+
+
+async def _built(client: AsyncHubClient, session_id: str) -> str:
+    request = BuildContextRequest(session_id=session_id, token_budget=100)
+    return (await client.chat.build_context(request)).context.context_id
 
 
 def _generated(chance: random.Random, method: MethodDescriptor, own: Side, other: Side) -> Message:

@@ -169,7 +169,7 @@ async def test_the_budget_holds_and_the_ledger_is_whole(tenant: Tenant) -> None:
             context = await _built(tenant, session, budget, query=text(4))
             assert context.token_count <= budget
             assert not context.tools_allowed
-            ids = [entry.item_id for entry in context.ledger]
+            ids = [entry.item_id for entry in context.ledger if entry.item_id]
             assert len(ids) == len(set(ids))
             kept = {entry.item_id for entry in context.ledger if entry.reason == _KEPT}
             assert kept == {

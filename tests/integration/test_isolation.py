@@ -21,6 +21,7 @@ from hub_client import AsyncHubClient
 from hub_client.v1 import (
     ApiKey,
     AppendMessageRequest,
+    BuildContextRequest,
     CreateApiKeyRequest,
     CreateSessionRequest,
     IngestDocumentRequest,
@@ -301,6 +302,7 @@ async def _move_in(tenant: Tenant, number: int) -> Person:
         "user_id": user_id,
         "session_id": session.session_id,
         "message_id": said[0].message.message_id,
+        "context_id": await _built(client, session.session_id),
         "memory_id": memories[0].memory.memory_id,
         "document_id": documents[0].document.document_id,
         "reservation_id": await _reserved(client, user_id),
@@ -309,6 +311,11 @@ async def _move_in(tenant: Tenant, number: int) -> Person:
         "tenant_id": tenant.tenant_id,
     }
     return Person(tenant, await token_of(tenant, user_id), ids, _ids_of(tenant.hub, user_id))
+
+
+async def _built(client: AsyncHubClient, session_id: str) -> str:
+    request = BuildContextRequest(session_id=session_id, token_budget=100)
+    return (await client.chat.build_context(request)).context.context_id
 
 
 async def _reserved(client: AsyncHubClient, user_id: str) -> str:

@@ -16,6 +16,7 @@ from google.protobuf.struct_pb2 import Struct
 from hub_client import AsyncHubClient
 from hub_client.v1 import (
     AppendMessageRequest,
+    BuildContextRequest,
     CreateSessionRequest,
     CreateUserRequest,
     IngestDocumentRequest,
@@ -209,11 +210,17 @@ async def _resources(client: AsyncHubClient) -> dict[str, str]:
         "user_id": user_id,
         "session_id": session.session.session_id,
         "message_id": said.message.message_id,
+        "context_id": await _built(client, session.session.session_id),
         "memory_id": memory.memory.memory_id,
         "document_id": taken.document.document_id,
         "reservation_id": reserved.reservation.reservation_id,
         "erased_id": other.user.user_id,
     }
+
+
+async def _built(client: AsyncHubClient, session_id: str) -> str:
+    request = BuildContextRequest(session_id=session_id, token_budget=100)
+    return (await client.chat.build_context(request)).context.context_id
 
 
 def _filled(method: MethodDescriptor, ids: dict[str, str], text: str) -> Message:

@@ -2,8 +2,8 @@
 
 from alembic import context, op
 
-revision = "0020"
-down_revision = "0012"
+revision = "0016"
+down_revision = "0015"
 
 _TABLE = """
 CREATE TABLE context_records (
