@@ -14,6 +14,7 @@ from psycopg import sql
 from hub_client import errors
 from hub_client.v1 import (
     AppendMessageRequest,
+    BuildContextRequest,
     CreateSessionRequest,
     ForkSessionRequest,
     IngestDocumentRequest,
@@ -126,6 +127,7 @@ async def move_in(tenant: Tenant, password: str | None = None) -> Somebody:
         await client.identity.login(LoginRequest(email=user.email, password=password))
     with pytest.raises(errors.LoginFailedError):
         await client.identity.login(LoginRequest(email=user.email, password="guessed"))
+    await client.chat.build_context(BuildContextRequest(session_id=session_id, token_budget=100))
     ids = [session_id, fork.session.session_id, taken.document.document_id]
     somebody = Somebody(tenant, user, canary, ids)
     await search(somebody, tenant.hub, session_id)
