@@ -21,13 +21,15 @@ _STATE: Final = HotStatement(
     """
 {lineage}
 SELECT u.user_id::text, u.is_active AS user_is_active, c.enable_rag, c.enable_tool,
-       c.enable_chat_history, c.preferred_language, t.message_search, own.seqs, page.*
+       c.enable_chat_history, c.preferred_language, t.message_search, own.spaces, page.*
 FROM chat_sessions s
 JOIN tenants t ON t.tenant_id = s.tenant_id
 JOIN users u ON u.tenant_id = s.tenant_id AND u.user_id = s.user_id
 JOIN user_configs c ON c.tenant_id = s.tenant_id AND c.user_id = s.user_id
 LEFT JOIN LATERAL (
-    SELECT jsonb_object_agg(p.kind, p.last_seq) AS seqs FROM spaces p
+    SELECT jsonb_object_agg(p.kind, jsonb_build_object(
+               'last_seq', p.last_seq, 'embedding_model', p.embedding_model)) AS spaces
+    FROM spaces p
     WHERE p.tenant_id = s.tenant_id AND p.user_id = s.user_id) own ON true
 LEFT JOIN LATERAL (
     SELECT sized.message_id::text, sized.seq, sized.role, sized.content

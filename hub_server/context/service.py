@@ -5,6 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hub_server.caller import Caller
 from hub_server.context.assembling import (
     SHARES,
@@ -161,12 +164,10 @@ class Contexts:
         self, caller: Caller, asked: Asked, state: Row, tail: Sequence[Row], query: str
     ) -> tuple[Considered, Mapping[str, Row]]:
         """Return all that may go into a context, and the rows it is made of by id."""
-        vector = await self._search.embed(query) if query else None
-        wanted = Query(query, vector)
         memories, chunks, older = await asyncio.gather(
-            self._proposed(caller, state, "memory", wanted, _MOST_FOUND),
-            self._proposed(caller, state, "knowledge", wanted, _MOST_FOUND),
-            self._proposed(caller, state, "messages", wanted, _MOST_OLDER),
+            self._proposed(caller, state, "memory", query, _MOST_FOUND),
+            self._proposed(caller, state, "knowledge", query, _MOST_FOUND),
+            self._proposed(caller, state, "messages", query, _MOST_OLDER),
         )
         now = self._clock()
         async with self._database.statement(caller) as connection:
@@ -195,17 +196,20 @@ class Contexts:
         return considered, told
 
     async def _proposed(
-        self, caller: Caller, state: Row, kind: str, query: Query, limit: int
+        self, caller: Caller, state: Row, kind: str, text: str, limit: int
     ) -> Sequence[Candidate]:
         """Return what a view proposes; nothing for a part that is off, or without a query."""
-        last_seq = (state["seqs"] or {}).get(kind, 0)
-        if not query.text or not last_seq or not _is_on(state, kind):
+        own = state | (state["spaces"] or {}).get(kind, {"last_seq": 0})
+        if not text or not own["last_seq"] or not _is_on(state, kind):
             return []
-        if kind == "messages" and state["message_search"] == "words":
-            query = Query(query.text, None)
-        own = {**state, "last_seq": last_seq}
         source = self._sources[kind](caller, state["user_id"], own)
+        query = Query(text, await self._vector(source, text))
         return await self._search.candidates(source.space, own, query, limit, source.pull)
+
+    async def _vector(self, source: Source, text: str) -> NDArray[np.float32] | None:
+        """Return the vector to look for; None = by words alone, as in a space of no model."""
+        model = source.space.embedding_model
+        return (await self._search.embed_all([text], model))[0] if model else None
 
     async def _blocks(self, kept: Sequence[Item]) -> list[Block]:
         """Return the blocks; a run of chunks counts what its text does, without the overlaps."""

@@ -2,8 +2,8 @@
 
 from alembic import context, op
 
-revision = "0016"
-down_revision = "0015"
+revision = "0017"
+down_revision = "0016"
 
 _TABLE = """
 CREATE TABLE context_records (
