@@ -127,6 +127,9 @@ async def move_in(tenant: Tenant, password: str | None = None) -> Somebody:
         await client.identity.login(LoginRequest(email=user.email, password=password))
     with pytest.raises(errors.LoginFailedError):
         await client.identity.login(LoginRequest(email=user.email, password="guessed"))
+    await client.knowledge.reembed_space(
+        ReembedSpaceRequest(user_id=user_id, embedding_model="wordllama-l2-256")
+    )
     await client.chat.build_context(BuildContextRequest(session_id=session_id, token_budget=100))
     ids = [session_id, fork.session.session_id, taken.document.document_id]
     somebody = Somebody(tenant, user, canary, ids)
