@@ -52,7 +52,7 @@ _COPIES: Final = {
     "audit_events": ("'event_id', gen_random_uuid()", 600),
 }
 # What another engine than that of these tests would have written.
-_AS_PGVECTOR_DOES: Final = (
+_AS_OTHERS_DO: Final = (
     """
     INSERT INTO vector_spaces (tenant_id, user_id, kind, embedding_model, life, dimension)
     VALUES (%s, %s, 'memory', 'm', gen_random_uuid(), 1)
@@ -62,6 +62,12 @@ _AS_PGVECTOR_DOES: Final = (
         (tenant_id, user_id, kind, embedding_model, row_id, group_id, seq, embedding)
     SELECT %s, %s, 'memory', 'm', gen_random_uuid(), gen_random_uuid(), n, '{1}'
     FROM generate_series(1, 200) n
+    """,
+    # A file that was not read yet.
+    """
+    INSERT INTO document_files (tenant_id, document_id, user_id, content, names_document)
+    SELECT tenant_id, document_id, user_id, 'PDF', false FROM documents
+    WHERE tenant_id = %s AND user_id = %s LIMIT 1
     """,
 )
 
@@ -165,7 +171,7 @@ def multiply(one: Somebody) -> int:
         """  # noqa: S608 - texts of this file
         added += len(hub.sql(query, *known, number))
     own = (one.tenant.tenant_id, one.user.user_id)
-    for statement in _AS_PGVECTOR_DOES:
+    for statement in _AS_OTHERS_DO:
         hub.sql(statement, *own)
     return added
 
