@@ -73,7 +73,7 @@ def bomb() -> bytes:
         for name in whole.namelist():
             with swollen.open(name, "w") as part:
                 part.write(whole.read(name))
-                if name == "word/document.xml":
+                if name == "docProps/thumbnail.jpeg":  # which is read whole, and nothing more
                     for _ in range(200):
                         part.write(b" " * (1 << 20))
     return out.getvalue()
