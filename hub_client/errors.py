@@ -157,6 +157,10 @@ class SenderTooSlowError(HubError):
     """Nothing was sent for too long; nothing is kept of what was."""
 
 
+class ImportConflictError(HubError):
+    """A record of an import is here already with other content, or is not the user's."""
+
+
 class InternalError(HubError):
     """A fault of the hub; its log tells more under ``request_id``."""
 
@@ -190,6 +194,7 @@ _BY_REASON: Final[Mapping[str, type[HubError]]] = {
     "MEMORY_STATUS": MemoryStatusError,
     "MEMORY_RATE": MemoryRateError,
     "SENDER_TOO_SLOW": SenderTooSlowError,
+    "IMPORT_CONFLICT": ImportConflictError,
 }
 # What gRPC itself reports, without the hub having answered.
 _BY_CODE: Final[Mapping[grpc.StatusCode, type[HubError]]] = {

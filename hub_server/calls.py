@@ -54,8 +54,15 @@ class Feed(Protocol):
 class Intake(Protocol):
     """What the work of a method that is streamed to returns for the first message."""
 
+    @property
+    def is_full(self) -> bool:
+        """Whether what was taken is to be stored before more is."""
+
     def take(self, message: Any) -> None:
         """Take the next message. Raises HubError, which ends the stream."""
+
+    async def store(self, caller: Caller) -> None:
+        """Store what was taken, and hold it no longer. Raises HubError."""
 
     async def finish(self, caller: Caller) -> Message:
         """Do the work, since all was sent; return the answer. Raises HubError."""
@@ -102,7 +109,10 @@ class Room:
 
     @contextmanager
     def share(self) -> Iterator[Callable[[int], None]]:
-        """Yield what takes more bytes, or raises OVERLOADED; at the end all are given back."""
+        """Yield what takes more bytes, or raises OVERLOADED; at the end all are given back.
+
+        Less than none gives some back before.
+        """
         taken = 0
 
         def take(size: int) -> None:

@@ -62,6 +62,10 @@ _STATUS: Final[dict[int, tuple[grpc.StatusCode, str]]] = {
         grpc.StatusCode.ALREADY_EXISTS,
         "a user with this email exists already",
     ),
+    Reason.REASON_IMPORT_CONFLICT: (
+        grpc.StatusCode.ALREADY_EXISTS,
+        "{resource} {id} is here already with other content, or is not this user's",
+    ),
     Reason.REASON_ETAG_MISMATCH: (
         grpc.StatusCode.ABORTED,
         "the resource changed since its etag was read",

@@ -8,7 +8,8 @@ and a database transaction must not be cut off half-way; so the handler only wai
 
 A stream does its work in such tasks too, one after the other: each begins with authentication, so
 that access which is lost ends the stream before anything else is sent. What is streamed to the hub
-is read by the handler, once who sends it is known; the work is done when all of it is there.
+is read by the handler, once who sends it is known; the work is done when all of it is there, or a
+part at a time.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
@@ -55,7 +56,9 @@ _MOMENT_SECONDS: Final = 0.05
 MOST_READS: Final = 16
 # Each may hold one message that is not counted yet, of the 8 MiB that gRPC lets through.
 MOST_UPLOADS: Final = 64
-_UPLOAD_SECONDS: Final = 600.0  # whatever the client's deadline
+_HEARD_SECONDS: Final = 2.0
+# Without anything being stored, whatever the client's deadline.
+_UPLOAD_SECONDS: Final = 600.0
 # After a pause of the reader's what was read before it is read again: it may be his no longer.
 _STALE_SECONDS: Final = 0.2
 _HUB: Final = Path(__file__).parent
@@ -251,6 +254,7 @@ class Rpc:
                 with self._logged(call, facts), _cancelled_when_gone(), self._uploading():
                     answer = await self._uploaded(call, context, facts)
             except HubError as error:
+                await _hear_out(context)
                 await _abort(context, call, to_status(error, call.request_id))
             context.set_trailing_metadata(((REQUEST_ID_METADATA, call.request_id),))
             return answer
@@ -273,17 +277,24 @@ class Rpc:
     async def _uploaded(self, call: Call, context: Context, facts: dict[str, object]) -> bytes:
         """Read all that is sent, then do the work; what was read is let go of after either."""
         left: float | None = context.time_remaining()
-        end = call.started + min(math.inf if left is None else left, _UPLOAD_SECONDS)
+        last = math.inf if left is None else call.started + left
+        end = min(last, call.started + _UPLOAD_SECONDS)
         with ExitStack() as held:
             take = held.enter_context(self._room.share())
             caller = await self._part(self._admitted(call, facts), end)
             raw = await self._next(context, end) or b""
-            take(len(raw))
+            taken = len(raw)
+            take(taken)
             intake: Intake = await self._part(self._begun(call, caller, raw, facts), end)
             held.callback(intake.close)
             while (message := await self._next(context, end)) is not None:
+                taken += len(message)
                 take(len(message))
                 intake.take(checked(call.method, message))
+                if intake.is_full:
+                    await self._part(self._stored(call, intake, end), end)
+                    take(-taken)
+                    taken, end = 0, min(last, time.monotonic() + _UPLOAD_SECONDS)
             # What a client that went away had sent looks as if it had ended there; but then nothing
             # can be sent to him any more.
             await context.send_initial_metadata(())
@@ -292,6 +303,13 @@ class Rpc:
             until = min(end, time.monotonic() + self._default_deadline)
             work = self._concluded(replace(call, deadline=until), intake, held.pop_all())
         return await self._part(work, end)
+
+    async def _stored(self, call: Call, intake: Intake, end: float) -> None:
+        """Let an intake store what it took, if who sends it still may."""
+        until = min(end, time.monotonic() + self._default_deadline)
+        caller = await self._admitted(replace(call, deadline=until), {})
+        assert caller is not None  # noqa: S101 - no stream is public
+        await intake.store(caller)
 
     async def _concluded(self, call: Call, intake: Intake, held: ExitStack) -> bytes:
         """Return the answer to all that was sent, which is ``held`` until then."""
@@ -470,6 +488,18 @@ def _cancelled_when_gone() -> Iterator[None]:
         yield
     except grpc.aio.InternalError as error:
         raise asyncio.CancelledError from error
+
+
+async def _hear_out(context: Context) -> None:
+    """Read for a moment what a sender who is refused sends still, and keep nothing of it.
+
+    To clients of grpc.aio a call that ends while they write has failed for a reason of their own.
+    """
+    with suppress(TimeoutError, grpc.aio.UsageError):
+        async with asyncio.timeout(_HEARD_SECONDS):
+            message: Any = None
+            while message is not grpc.aio.EOF:
+                message = await context.read()
 
 
 async def _abort(context: Context, call: Call, refusal: Status) -> NoReturn:

@@ -58,7 +58,7 @@ from hub_server.rpc import MOST_READS, Rpc
 from hub_server.search import Search
 from hub_server.settings import Settings
 from hub_server.tokenizer import Tokenizer
-from hub_server.transfer.service import Transfers
+from hub_server.transfer.importing import Transfers
 from hub_server.wakeups import Wakeups
 
 SERVICES: Final = {
@@ -177,12 +177,18 @@ async def _compose(
     if settings.pooler == "none":  # through a pooler nobody can listen, so watchers look again
         stack.push_async_callback(_cancel, asyncio.create_task(wakeups.run()))
     erasing = Erasing(database, index, partial(account_of, terms.account_key), lease)
+
+    def came(tenant_id: str, user_id: str) -> None:
+        """Process and embed what a user who was imported brought."""
+        ingestion.wake()
+        embedding.wake(tenant_id, user_id)
+
     identity = IdentityServicer(
         IdentityService(database, passwords),
         Logins(database, passwords, terms),
         Keys(database),
         Tenants(database),
-        Transfers(database),
+        Transfers(database, search.dimension_of, came),
         Erasures(database, wakeups, erasing.wake, await shared_key(database, "erasure")),
         pages,
     )

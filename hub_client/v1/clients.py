@@ -57,7 +57,6 @@ from hub_client.v1.chat_pb2 import (
     WatchSessionRequest,
     WatchSessionResponse,
 )
-from hub_client.v1.export_pb2 import ExportUserRequest, ExportUserResponse
 from hub_client.v1.identity_pb2 import (
     ActivateTenantRequest,
     ActivateTenantResponse,
@@ -87,6 +86,8 @@ from hub_client.v1.identity_pb2 import (
     EraseTenantResponse,
     EraseUserRequest,
     EraseUserResponse,
+    ExportUserRequest,
+    ExportUserResponse,
     GetDefaultConfigRequest,
     GetDefaultConfigResponse,
     GetErasureRequest,
@@ -103,6 +104,8 @@ from hub_client.v1.identity_pb2 import (
     GetUserConfigResponse,
     GetUserRequest,
     GetUserResponse,
+    ImportUserRequest,
+    ImportUserResponse,
     IntrospectTokenRequest,
     IntrospectTokenResponse,
     ListApiKeysRequest,
@@ -1009,6 +1012,30 @@ class IdentityClient:
             "/hub.v1.IdentityService/GetErasure", request, GetErasureResponse, timeout
         )
 
+    def import_user(
+        self, requests: Iterable[ImportUserRequest], *, timeout: float | None = None
+    ) -> ImportUserResponse:
+        """Takes in a user as ExportUser told him, with the same ids and times; whose hub it
+        was does not matter. All of it is there at once, when the summary has come and
+        fits: before that nobody sees any of it, and searches find it right after.
+
+        To be sent in the order of the export. A user who is here already, whole and
+        the same, stays as he is. One who was cut off sends all of it again; what an
+        import that did not end has left is never shown, goes with the next one that
+        begins, and with EraseUser.
+
+        The user has no password and no logins: see CreatePasswordReset. What of the
+        hub's documents was `processing` is processed anew, and vectors of other models
+        than this hub's are kept, and searched as ReembedSpace says.
+
+        Errors include: EMAIL_TAKEN, IMPORT_CONFLICT (a record of an id that is here with
+        other content, or is not the user's), ETAG_MISMATCH (another import of this
+        user has begun), NOT_FOUND (he was erased meanwhile), SENDER_TOO_SLOW.
+        """
+        return self._transport.upload(
+            "/hub.v1.IdentityService/ImportUser", requests, ImportUserResponse, timeout
+        )
+
     def login(self, request: LoginRequest, *, timeout: float | None = None) -> LoginResponse:
         """Exchanges an email and a password for a user token and a refresh token.
 
@@ -1513,6 +1540,30 @@ class AsyncIdentityClient:
         """
         return await self._transport.call(
             "/hub.v1.IdentityService/GetErasure", request, GetErasureResponse, timeout
+        )
+
+    async def import_user(
+        self, requests: Iterable[ImportUserRequest], *, timeout: float | None = None
+    ) -> ImportUserResponse:
+        """Takes in a user as ExportUser told him, with the same ids and times; whose hub it
+        was does not matter. All of it is there at once, when the summary has come and
+        fits: before that nobody sees any of it, and searches find it right after.
+
+        To be sent in the order of the export. A user who is here already, whole and
+        the same, stays as he is. One who was cut off sends all of it again; what an
+        import that did not end has left is never shown, goes with the next one that
+        begins, and with EraseUser.
+
+        The user has no password and no logins: see CreatePasswordReset. What of the
+        hub's documents was `processing` is processed anew, and vectors of other models
+        than this hub's are kept, and searched as ReembedSpace says.
+
+        Errors include: EMAIL_TAKEN, IMPORT_CONFLICT (a record of an id that is here with
+        other content, or is not the user's), ETAG_MISMATCH (another import of this
+        user has begun), NOT_FOUND (he was erased meanwhile), SENDER_TOO_SLOW.
+        """
+        return await self._transport.upload(
+            "/hub.v1.IdentityService/ImportUser", requests, ImportUserResponse, timeout
         )
 
     async def login(self, request: LoginRequest, *, timeout: float | None = None) -> LoginResponse:

@@ -283,9 +283,9 @@ class ExportedConfig(_message.Message):
     budget_period: _options_pb2.BudgetPeriod.ValueType
     """What `max_tokens` is for. Required."""
     preferred_language: _builtins.str
-    """A BCP 47 tag, 2 to 35 characters."""
+    """A BCP 47 tag, 2 to 35 characters. Required."""
     timezone: _builtins.str
-    """An IANA name, 1 to 64 characters."""
+    """An IANA name, 1 to 64 characters. Required."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was created. Required."""
@@ -872,6 +872,8 @@ class ExportedDocument(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     DELETED_AT_FIELD_NUMBER: _builtins.int
+    FILE_NAME_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
     OWN_MODEL_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     OVERLAP_TOKENS_FIELD_NUMBER: _builtins.int
@@ -892,7 +894,7 @@ class ExportedDocument(_message.Message):
     error: _builtins.str
     """Why it failed, at most 4,000 characters."""
     content_hash: _builtins.bytes
-    """SHA-256 of the text. Required."""
+    """SHA-256 of the text, or of the file it was uploaded as. Required."""
     chunk_count: _builtins.int
     """The number of its chunks, which follow."""
     chunks_done: _builtins.int
@@ -901,6 +903,10 @@ class ExportedDocument(_message.Message):
     """While it is `processing`: how many there will be."""
     revision: _builtins.int
     """Which making of its chunks searches find. 0 = none yet."""
+    file_name: _builtins.str
+    """The name of the file it was uploaded as, at most 255 characters."""
+    media_type: _builtins.str
+    """What that file was, at most 200 characters. Empty = it was not uploaded."""
     own_model: _builtins.str
     """The model of its chunks' vectors, where callers made them, at most 200
     characters. Empty = the hub does.
@@ -946,13 +952,15 @@ class ExportedDocument(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
         deleted_at: _timestamp_pb2.Timestamp | None = ...,
+        file_name: _builtins.str = ...,
+        media_type: _builtins.str = ...,
         own_model: _builtins.str = ...,
         max_tokens: _builtins.int = ...,
         overlap_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deleted_at", b"deleted_at", "metadata", b"metadata", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "chunk_count", b"chunk_count", "chunks_done", b"chunks_done", "chunks_total", b"chunks_total", "content_hash", b"content_hash", "created_at", b"created_at", "deleted_at", b"deleted_at", "document_id", b"document_id", "error", b"error", "max_tokens", b"max_tokens", "metadata", b"metadata", "overlap_tokens", b"overlap_tokens", "own_model", b"own_model", "revision", b"revision", "source_url", b"source_url", "status", b"status", "text", b"text", "title", b"title", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "chunk_count", b"chunk_count", "chunks_done", b"chunks_done", "chunks_total", b"chunks_total", "content_hash", b"content_hash", "created_at", b"created_at", "deleted_at", b"deleted_at", "document_id", b"document_id", "error", b"error", "file_name", b"file_name", "max_tokens", b"max_tokens", "media_type", b"media_type", "metadata", b"metadata", "overlap_tokens", b"overlap_tokens", "own_model", b"own_model", "revision", b"revision", "source_url", b"source_url", "status", b"status", "text", b"text", "title", b"title", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1114,49 +1122,3 @@ class ExportedRetrieval(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__message_id) -> _WhichOneofReturnType__message_id | None: ...
 
 Global___ExportedRetrieval: _TypeAlias = ExportedRetrieval  # noqa: Y015
-
-@_typing.final
-class ExportUserRequest(_message.Message):
-    """Request of ExportUser."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    USER_ID_FIELD_NUMBER: _builtins.int
-    user_id: _builtins.str
-    """The user. Required."""
-    def __init__(
-        self,
-        *,
-        user_id: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ExportUserRequest: _TypeAlias = ExportUserRequest  # noqa: Y015
-
-@_typing.final
-class ExportUserResponse(_message.Message):
-    """Response of ExportUser: one of the stream."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    EXPORT_RECORD_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def export_record(self) -> Global___ExportRecord:
-        """The record."""
-
-    def __init__(
-        self,
-        *,
-        export_record: Global___ExportRecord | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["export_record", b"export_record"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["export_record", b"export_record"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ExportUserResponse: _TypeAlias = ExportUserResponse  # noqa: Y015

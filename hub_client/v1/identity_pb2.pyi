@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from hub_client.v1 import export_pb2 as _export_pb2
 from hub_client.v1 import options_pb2 as _options_pb2
 import builtins as _builtins
 import sys
@@ -1045,6 +1046,104 @@ class GetErasureResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetErasureResponse: _TypeAlias = GetErasureResponse  # noqa: Y015
+
+@_typing.final
+class ExportUserRequest(_message.Message):
+    """Request of ExportUser."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user. Required."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportUserRequest: _TypeAlias = ExportUserRequest  # noqa: Y015
+
+@_typing.final
+class ExportUserResponse(_message.Message):
+    """Response of ExportUser: one of the stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPORT_RECORD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def export_record(self) -> _export_pb2.ExportRecord:
+        """The record."""
+
+    def __init__(
+        self,
+        *,
+        export_record: _export_pb2.ExportRecord | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["export_record", b"export_record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["export_record", b"export_record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportUserResponse: _TypeAlias = ExportUserResponse  # noqa: Y015
+
+@_typing.final
+class ImportUserRequest(_message.Message):
+    """Request of ImportUser: one of the stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPORT_RECORD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def export_record(self) -> _export_pb2.ExportRecord:
+        """The record, as ExportUser sent it. Required."""
+
+    def __init__(
+        self,
+        *,
+        export_record: _export_pb2.ExportRecord | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["export_record", b"export_record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["export_record", b"export_record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportUserRequest: _TypeAlias = ImportUserRequest  # noqa: Y015
+
+@_typing.final
+class ImportUserResponse(_message.Message):
+    """Response of ImportUser."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_FIELD_NUMBER: _builtins.int
+    ALREADY_HERE_FIELD_NUMBER: _builtins.int
+    already_here: _builtins.bool
+    """True = he was here, with all that was sent and no more; nothing was changed."""
+    @_builtins.property
+    def user(self) -> Global___User:
+        """The user."""
+
+    def __init__(
+        self,
+        *,
+        user: Global___User | None = ...,
+        already_here: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["user", b"user"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_here", b"already_here", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportUserResponse: _TypeAlias = ImportUserResponse  # noqa: Y015
 
 @_typing.final
 class LoginRequest(_message.Message):
@@ -2309,7 +2408,7 @@ class AuditEvent(_message.Message):
     authn_token_created (keys, resets, refreshed logins), authn_token_revoked,
     authn_token_reuse; authz_fail (level or scope), authz_change (configurations);
     user_created, user_updated, user_archived (deactivated), user_activated,
-    user_deleted, user_undeleted, user_exported, user_erased; tenant_created,
+    user_deleted, user_undeleted, user_exported, user_imported, user_erased; tenant_created,
     tenant_updated (its settings),
     tenant_deactivated, tenant_activated; message_redacted.
     """

@@ -3,7 +3,6 @@
 import grpc
 import warnings
 
-from hub_client.v1 import export_pb2 as hub_dot_v1_dot_export__pb2
 from hub_client.v1 import identity_pb2 as hub_dot_v1_dot_identity__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -88,8 +87,8 @@ class IdentityServiceStub:
                 _registered_method=True)
         self.ExportUser = channel.unary_stream(
                 '/hub.v1.IdentityService/ExportUser',
-                request_serializer=hub_dot_v1_dot_export__pb2.ExportUserRequest.SerializeToString,
-                response_deserializer=hub_dot_v1_dot_export__pb2.ExportUserResponse.FromString,
+                request_serializer=hub_dot_v1_dot_identity__pb2.ExportUserRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.ExportUserResponse.FromString,
                 _registered_method=True)
         self.EraseUser = channel.unary_unary(
                 '/hub.v1.IdentityService/EraseUser',
@@ -100,6 +99,11 @@ class IdentityServiceStub:
                 '/hub.v1.IdentityService/GetErasure',
                 request_serializer=hub_dot_v1_dot_identity__pb2.GetErasureRequest.SerializeToString,
                 response_deserializer=hub_dot_v1_dot_identity__pb2.GetErasureResponse.FromString,
+                _registered_method=True)
+        self.ImportUser = channel.stream_unary(
+                '/hub.v1.IdentityService/ImportUser',
+                request_serializer=hub_dot_v1_dot_identity__pb2.ImportUserRequest.SerializeToString,
+                response_deserializer=hub_dot_v1_dot_identity__pb2.ImportUserResponse.FromString,
                 _registered_method=True)
         self.Login = channel.unary_unary(
                 '/hub.v1.IdentityService/Login',
@@ -376,6 +380,28 @@ class IdentityServiceServicer:
         somebody of that id was erased more than once.
 
         Errors include: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportUser(self, request_iterator, context):
+        """Takes in a user as ExportUser told him, with the same ids and times; whose hub it
+        was does not matter. All of it is there at once, when the summary has come and
+        fits: before that nobody sees any of it, and searches find it right after.
+
+        To be sent in the order of the export. A user who is here already, whole and
+        the same, stays as he is. One who was cut off sends all of it again; what an
+        import that did not end has left is never shown, goes with the next one that
+        begins, and with EraseUser.
+
+        The user has no password and no logins: see CreatePasswordReset. What of the
+        hub's documents was `processing` is processed anew, and vectors of other models
+        than this hub's are kept, and searched as ReembedSpace says.
+
+        Errors include: EMAIL_TAKEN, IMPORT_CONFLICT (a record of an id that is here with
+        other content, or is not the user's), ETAG_MISMATCH (another import of this
+        user has begun), NOT_FOUND (he was erased meanwhile), SENDER_TOO_SLOW.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -704,8 +730,8 @@ def add_IdentityServiceServicer_to_server(servicer, server):
             ),
             'ExportUser': grpc.unary_stream_rpc_method_handler(
                     servicer.ExportUser,
-                    request_deserializer=hub_dot_v1_dot_export__pb2.ExportUserRequest.FromString,
-                    response_serializer=hub_dot_v1_dot_export__pb2.ExportUserResponse.SerializeToString,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.ExportUserRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.ExportUserResponse.SerializeToString,
             ),
             'EraseUser': grpc.unary_unary_rpc_method_handler(
                     servicer.EraseUser,
@@ -716,6 +742,11 @@ def add_IdentityServiceServicer_to_server(servicer, server):
                     servicer.GetErasure,
                     request_deserializer=hub_dot_v1_dot_identity__pb2.GetErasureRequest.FromString,
                     response_serializer=hub_dot_v1_dot_identity__pb2.GetErasureResponse.SerializeToString,
+            ),
+            'ImportUser': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportUser,
+                    request_deserializer=hub_dot_v1_dot_identity__pb2.ImportUserRequest.FromString,
+                    response_serializer=hub_dot_v1_dot_identity__pb2.ImportUserResponse.SerializeToString,
             ),
             'Login': grpc.unary_unary_rpc_method_handler(
                     servicer.Login,
@@ -1132,8 +1163,8 @@ class IdentityService:
             request,
             target,
             '/hub.v1.IdentityService/ExportUser',
-            hub_dot_v1_dot_export__pb2.ExportUserRequest.SerializeToString,
-            hub_dot_v1_dot_export__pb2.ExportUserResponse.FromString,
+            hub_dot_v1_dot_identity__pb2.ExportUserRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.ExportUserResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1188,6 +1219,33 @@ class IdentityService:
             '/hub.v1.IdentityService/GetErasure',
             hub_dot_v1_dot_identity__pb2.GetErasureRequest.SerializeToString,
             hub_dot_v1_dot_identity__pb2.GetErasureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportUser(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/hub.v1.IdentityService/ImportUser',
+            hub_dot_v1_dot_identity__pb2.ImportUserRequest.SerializeToString,
+            hub_dot_v1_dot_identity__pb2.ImportUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

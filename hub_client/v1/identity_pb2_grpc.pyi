@@ -5,7 +5,6 @@ Who is it, what is allowed."""
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from hub_client.v1 import export_pb2 as _export_pb2
 from hub_client.v1 import identity_pb2 as _identity_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -87,7 +86,7 @@ class IdentityServiceStub:
 
     Errors include: NOT_FOUND.
     """
-    ExportUser: _grpc.UnaryStreamMultiCallable[_export_pb2.ExportUserRequest, _export_pb2.ExportUserResponse]
+    ExportUser: _grpc.UnaryStreamMultiCallable[_identity_pb2.ExportUserRequest, _identity_pb2.ExportUserResponse]
     """Streams a user, disabled or deleted ones too, with all that is his: what he
     said, what is remembered and known of him, with the vectors. His credentials, the
     audit log and what other hubs make for themselves are not in it.
@@ -119,6 +118,24 @@ class IdentityServiceStub:
     somebody of that id was erased more than once.
 
     Errors include: NOT_FOUND.
+    """
+    ImportUser: _grpc.StreamUnaryMultiCallable[_identity_pb2.ImportUserRequest, _identity_pb2.ImportUserResponse]
+    """Takes in a user as ExportUser told him, with the same ids and times; whose hub it
+    was does not matter. All of it is there at once, when the summary has come and
+    fits: before that nobody sees any of it, and searches find it right after.
+
+    To be sent in the order of the export. A user who is here already, whole and
+    the same, stays as he is. One who was cut off sends all of it again; what an
+    import that did not end has left is never shown, goes with the next one that
+    begins, and with EraseUser.
+
+    The user has no password and no logins: see CreatePasswordReset. What of the
+    hub's documents was `processing` is processed anew, and vectors of other models
+    than this hub's are kept, and searched as ReembedSpace says.
+
+    Errors include: EMAIL_TAKEN, IMPORT_CONFLICT (a record of an id that is here with
+    other content, or is not the user's), ETAG_MISMATCH (another import of this
+    user has begun), NOT_FOUND (he was erased meanwhile), SENDER_TOO_SLOW.
     """
     Login: _grpc.UnaryUnaryMultiCallable[_identity_pb2.LoginRequest, _identity_pb2.LoginResponse]
     """Exchanges an email and a password for a user token and a refresh token.
@@ -339,7 +356,7 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
 
     Errors include: NOT_FOUND.
     """
-    ExportUser: _aio.UnaryStreamMultiCallable[_export_pb2.ExportUserRequest, _export_pb2.ExportUserResponse]  # type: ignore[assignment]
+    ExportUser: _aio.UnaryStreamMultiCallable[_identity_pb2.ExportUserRequest, _identity_pb2.ExportUserResponse]  # type: ignore[assignment]
     """Streams a user, disabled or deleted ones too, with all that is his: what he
     said, what is remembered and known of him, with the vectors. His credentials, the
     audit log and what other hubs make for themselves are not in it.
@@ -371,6 +388,24 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     somebody of that id was erased more than once.
 
     Errors include: NOT_FOUND.
+    """
+    ImportUser: _aio.StreamUnaryMultiCallable[_identity_pb2.ImportUserRequest, _identity_pb2.ImportUserResponse]  # type: ignore[assignment]
+    """Takes in a user as ExportUser told him, with the same ids and times; whose hub it
+    was does not matter. All of it is there at once, when the summary has come and
+    fits: before that nobody sees any of it, and searches find it right after.
+
+    To be sent in the order of the export. A user who is here already, whole and
+    the same, stays as he is. One who was cut off sends all of it again; what an
+    import that did not end has left is never shown, goes with the next one that
+    begins, and with EraseUser.
+
+    The user has no password and no logins: see CreatePasswordReset. What of the
+    hub's documents was `processing` is processed anew, and vectors of other models
+    than this hub's are kept, and searched as ReembedSpace says.
+
+    Errors include: EMAIL_TAKEN, IMPORT_CONFLICT (a record of an id that is here with
+    other content, or is not the user's), ETAG_MISMATCH (another import of this
+    user has begun), NOT_FOUND (he was erased meanwhile), SENDER_TOO_SLOW.
     """
     Login: _aio.UnaryUnaryMultiCallable[_identity_pb2.LoginRequest, _identity_pb2.LoginResponse]  # type: ignore[assignment]
     """Exchanges an email and a password for a user token and a refresh token.
@@ -646,9 +681,9 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ExportUser(
         self,
-        request: _export_pb2.ExportUserRequest,
+        request: _identity_pb2.ExportUserRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_export_pb2.ExportUserResponse], _abc.AsyncIterator[_export_pb2.ExportUserResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_identity_pb2.ExportUserResponse], _abc.AsyncIterator[_identity_pb2.ExportUserResponse]]:
         """Streams a user, disabled or deleted ones too, with all that is his: what he
         said, what is remembered and known of him, with the vectors. His credentials, the
         audit log and what other hubs make for themselves are not in it.
@@ -692,6 +727,30 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         somebody of that id was erased more than once.
 
         Errors include: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportUser(
+        self,
+        request_iterator: _MaybeAsyncIterator[_identity_pb2.ImportUserRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ImportUserResponse, _abc.Awaitable[_identity_pb2.ImportUserResponse]]:
+        """Takes in a user as ExportUser told him, with the same ids and times; whose hub it
+        was does not matter. All of it is there at once, when the summary has come and
+        fits: before that nobody sees any of it, and searches find it right after.
+
+        To be sent in the order of the export. A user who is here already, whole and
+        the same, stays as he is. One who was cut off sends all of it again; what an
+        import that did not end has left is never shown, goes with the next one that
+        begins, and with EraseUser.
+
+        The user has no password and no logins: see CreatePasswordReset. What of the
+        hub's documents was `processing` is processed anew, and vectors of other models
+        than this hub's are kept, and searched as ReembedSpace says.
+
+        Errors include: EMAIL_TAKEN, IMPORT_CONFLICT (a record of an id that is here with
+        other content, or is not the user's), ETAG_MISMATCH (another import of this
+        user has begun), NOT_FOUND (he was erased meanwhile), SENDER_TOO_SLOW.
         """
 
     @_abc_1.abstractmethod

@@ -326,6 +326,11 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     RESOURCE_EXHAUSTED with QuotaFailure, and told how long to wait. Example: Remember
     in a loop.
     """
+    REASON_IMPORT_CONFLICT: _Reason.ValueType  # 35
+    """A record of an import has an id that is here already with other content, or
+    names what is not the user's; `resource` and `id` in the metadata tell which.
+    ALREADY_EXISTS. Example: ImportUser of a user who has gone on since the export.
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused: `google.rpc.ErrorInfo.reason`, without the prefix
@@ -455,6 +460,11 @@ REASON_MEMORY_RATE: Reason.ValueType  # 31
 """The user was told about more often within an hour than HUB_REMEMBER_RATE allows.
 RESOURCE_EXHAUSTED with QuotaFailure, and told how long to wait. Example: Remember
 in a loop.
+"""
+REASON_IMPORT_CONFLICT: Reason.ValueType  # 35
+"""A record of an import has an id that is here already with other content, or
+names what is not the user's; `resource` and `id` in the metadata tell which.
+ALREADY_EXISTS. Example: ImportUser of a user who has gone on since the export.
 """
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 

@@ -28,6 +28,7 @@ users = tenant_table(
     timestamp("last_login"),
     timestamp("deleted_at"),
     identifier("erasure_id"),  # NULL = nobody is erasing him; else he is deleted, too
+    identifier("import_id"),  # NULL = nobody is importing him; else he is deleted, too
     sa.PrimaryKeyConstraint("tenant_id", "user_id"),
     sa.UniqueConstraint("tenant_id", "email_key"),
     sa.Index(

@@ -180,7 +180,9 @@ class IdentityRepository:
     ) -> Sequence[Row]:
         """Return a page of users and one more, newest first; ``is_active`` None = both."""
         query = sa.select(*_USER).where(
-            users.c.tenant_id == self._tenant_id, users.c.erasure_id.is_(None)
+            users.c.tenant_id == self._tenant_id,
+            users.c.erasure_id.is_(None),
+            users.c.import_id.is_(None),
         )
         if not show_deleted:
             query = query.where(users.c.deleted_at.is_(None))
@@ -302,11 +304,12 @@ class IdentityRepository:
         return (*self._names(user_id), users.c.deleted_at.is_(None))
 
     def _names(self, user_id: str) -> tuple[sa.ColumnElement[bool], ...]:
-        """Match a user, deleted or not, unless he is being erased."""
+        """Match a user, deleted or not, unless he is being erased or imported."""
         return (
             users.c.tenant_id == self._tenant_id,
             users.c.user_id == user_id,
             users.c.erasure_id.is_(None),
+            users.c.import_id.is_(None),
         )
 
 

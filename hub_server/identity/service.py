@@ -340,13 +340,22 @@ def _filled(changes: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
     return {name: defaults[name] if value is None else value for name, value in changes.items()}
 
 
-async def _check_config(repository: IdentityRepository, values: Mapping[str, Any]) -> None:
+async def check_config(
+    connection: Connection, caller: Caller, values: Mapping[str, Any], field: str
+) -> None:
+    """Refuse a configuration that comes from elsewhere under a field. Raises INVALID_FIELD."""
+    await _check_config(IdentityRepository(connection, caller.tenant_id), values, field)
+
+
+async def _check_config(
+    repository: IdentityRepository, values: Mapping[str, Any], field: str = "config"
+) -> None:
     bad: list[tuple[str, str]] = []
     zone = values.get("timezone")
     if zone is not None and not (zone in _timezones() and await repository.is_time_zone(zone)):
-        bad.append(("config.timezone", "must be an IANA time zone"))
+        bad.append((f"{field}.timezone", "must be an IANA time zone"))
     if not _LANGUAGE.fullmatch(values.get("preferred_language", "en")):
-        bad.append(("config.preferred_language", "must be a BCP 47 language tag"))
+        bad.append((f"{field}.preferred_language", "must be a BCP 47 language tag"))
     if bad:
         raise HubError(Reason.REASON_INVALID_FIELD, violations=bad)
 

@@ -1,6 +1,5 @@
 """IdentityService on the wire: check, call, convert."""
 
-from hub_client.v1 import export_pb2
 from hub_client.v1 import identity_pb2 as pb
 from hub_client.v1.options_pb2 import Level
 from hub_server.caller import Caller
@@ -13,8 +12,8 @@ from hub_server.identity.keys import Keys, Tenants
 from hub_server.identity.logins import Logins
 from hub_server.identity.service import IdentityService
 from hub_server.paging import PageTokens
-from hub_server.transfer.service import Transfers
-from hub_server.transfer.servicer import ExportFeed
+from hub_server.transfer.importing import Transfers
+from hub_server.transfer.servicer import ExportFeed, ImportIntake
 
 
 class IdentityServicer:
@@ -118,7 +117,7 @@ class IdentityServicer:
         user = await self._identity.undelete_user(caller, request.user_id)
         return pb.UndeleteUserResponse(user=wire.user_to_pb(user))
 
-    async def ExportUser(self, request: export_pb2.ExportUserRequest, _: Caller) -> ExportFeed:
+    async def ExportUser(self, request: pb.ExportUserRequest, _: Caller) -> ExportFeed:
         """Stream a user with all that is his."""
         return ExportFeed(self._transfers.export(request.user_id))
 
@@ -133,6 +132,12 @@ class IdentityServicer:
         """Return the erasure of a user."""
         erasure = await self._erasures.get(caller, request.user_id)
         return pb.GetErasureResponse(erasure=wire.erasure_to_pb(erasure))
+
+    async def ImportUser(self, request: pb.ImportUserRequest, _: Caller) -> ImportIntake:
+        """Take in a user with all that is his."""
+        intake = ImportIntake(self._transfers.bring(), wire.user_to_pb)
+        intake.take(request)
+        return intake
 
     async def Login(self, request: pb.LoginRequest, caller: Caller | None) -> pb.LoginResponse:
         """Exchange email and password for tokens."""

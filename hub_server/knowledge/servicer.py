@@ -243,6 +243,8 @@ class KnowledgeServicer:
 class DocumentIntake:
     """An upload on the wire."""
 
+    is_full = False  # nothing of it is stored before all of it is there
+
     def __init__(
         self,
         knowledge: KnowledgeService,
@@ -268,6 +270,9 @@ class DocumentIntake:
                 Reason.REASON_INVALID_FIELD, violations=[(name, what) for name in others]
             )
         self._upload.add(message.data)
+
+    async def store(self, caller: Caller) -> None:
+        """Store nothing yet."""
 
     async def finish(self, caller: Caller) -> pb.UploadDocumentResponse:
         """Store the document."""

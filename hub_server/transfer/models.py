@@ -89,6 +89,7 @@ _CHANGE: Final = """
     t.space_seq - (SELECT min(r.space_seq) FROM memory_revisions r
                    WHERE r.tenant_id = :tenant_id ::uuid AND r.user_id = :user_id ::uuid)
 """
+_MOVING: Final = "a move to another model that is under way, which begins anew"
 _PROCESSING: Final = "the work of a hub on it, which another one begins anew"
 
 # In the order of the records, and so that what a row follows from comes before it.
@@ -99,6 +100,7 @@ KINDS: Final = (
         ("user_id",),
         left_out={
             "email_key": "follows from the email",
+            "import_id": "a mark of the hub that imports him",
             "password_hash": "a secret: an imported user is given a new password",
             "erasure_id": "nobody exports who is being erased",
         },
@@ -181,7 +183,13 @@ KINDS: Final = (
         space="knowledge",
         placed=f"CASE WHEN x.revision > 0 THEN {_NEXT} END",
     ),
-    Kind("chunk", chunks, ("chunk_id",), belongs={"document_id": "document"}),
+    Kind(
+        "chunk",
+        chunks,
+        ("chunk_id",),
+        left_out={"next_embedding": _MOVING, "next_model": _MOVING},
+        belongs={"document_id": "document"},
+    ),
     Kind("retrieval", retrievals, ("retrieval_id", "rank"), belongs={"session_id": "session"}),
 )
 BY_NAME: Final = {kind.name: kind for kind in KINDS}
@@ -194,6 +202,9 @@ LEFT_OUT: Final = {
     "login_throttles": "guards one hub, and names nobody",
     "audit_events": "the tenant's own record of what was done at this hub: ListAuditEvents",
     "request_ids": "what retried calls are answered, for a day, by the hub that was called",
+    "document_files": "files whose texts are not read yet, which takes a hub moments",
+    "context_records": "what this hub once chose to show: BuildContext chooses anew",
+    "reembeddings": _MOVING,
     "vectors": "copies of vectors that searches make",
     "vector_spaces": "how far these copies are",
     "spaces": "counters of searches, which every hub makes for itself",

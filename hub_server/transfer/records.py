@@ -4,15 +4,25 @@ import datetime as dt
 import functools
 from typing import Any, Final
 
-from google.protobuf import json_format
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf import json_format, struct_pb2, timestamp_pb2
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from hub_client.v1 import export_pb2 as pb
-from hub_server.convert import enum_from_text, timestamp_to_pb
+from hub_client.v1 import options_pb2
+from hub_server.convert import (
+    enum_from_text,
+    enum_to_text,
+    struct_from_pb,
+    timestamp_from_pb,
+    timestamp_to_pb,
+)
+from hub_server.errors import HubError
 from hub_server.rows import Row
 
 _DEEPEST: Final = 128  # more than any struct the hub takes in
+_NANOS_PER_MICRO: Final = 1000
 
 
 def record_of(kind: str, row: Row) -> pb.ExportRecord:
@@ -39,6 +49,50 @@ def _set(told: Any, field: FieldDescriptor, value: Any) -> None:
         setattr(told, field.name, enum_from_text(_enum(field.enum_type), value))
     else:
         setattr(told, field.name, value)
+
+
+def row_of(record: pb.ExportRecord) -> tuple[str, Row]:
+    """Return the kind of a record and the row it tells.
+
+    Raises INVALID_FIELD for what this hub does not know, or could not tell again as it is.
+    """
+    kind = record.WhichOneof("record")
+    if kind is None or len(UnknownFieldSet(record)):
+        raise HubError.invalid("export_record", "must be of a kind this hub knows")
+    told: Any = getattr(record, kind)
+    path = f"export_record.{kind}"
+    if len(UnknownFieldSet(told)):
+        raise HubError.invalid(path, "must have no fields but those this hub knows")
+    fields = told.DESCRIPTOR.fields
+    return kind, {field.name: _value(f"{path}.{field.name}", told, field) for field in fields}
+
+
+def _value(path: str, told: Any, field: FieldDescriptor) -> Any:
+    """Return what a field holds, None for what is not told: unset, no id, no bytes."""
+    value = getattr(told, field.name)
+    if field.has_presence and not told.HasField(field.name):
+        return None
+    if field.is_repeated:
+        return list(value)
+    if isinstance(value, timestamp_pb2.Timestamp):
+        if value.nanos % _NANOS_PER_MICRO:
+            raise HubError.invalid(path, "must be a time in microseconds")
+        return timestamp_from_pb(path, value)
+    if isinstance(value, struct_pb2.Struct):
+        return struct_from_pb(path, value)
+    if field.enum_type is not None:
+        return enum_to_text(_enum(field.enum_type), value)
+    is_absent = not value and (isinstance(value, bytes) or field.name in _ids(told.DESCRIPTOR))
+    return None if is_absent else value
+
+
+@functools.cache
+def _ids(descriptor: Descriptor) -> frozenset[str]:
+    """Return the fields that hold ids."""
+    options = {field.name: field.GetOptions() for field in descriptor.fields}
+    return frozenset(
+        name for name, option in options.items() if option.Extensions[options_pb2.limits].uuid
+    )
 
 
 @functools.cache

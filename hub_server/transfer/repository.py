@@ -58,6 +58,7 @@ class TransferRepository:
         query = sa.select(sa.func.clock_timestamp()).where(
             *(users.c[name] == value for name, value in self._user.items()),
             users.c.erasure_id.is_(None),
+            users.c.import_id.is_(None),
         )
         moment: dt.datetime | None = (await self._connection.execute(query)).scalar()
         return moment

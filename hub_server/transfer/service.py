@@ -106,15 +106,3 @@ class Export:
 
 
 _FOLLOWING = {kind.children.kind for kind in BY_NAME.values() if kind.children is not None}
-
-
-class Transfers:
-    """Users who leave and who come."""
-
-    def __init__(self, database: Database) -> None:
-        """Read and write them in the given database."""
-        self._database = database
-
-    def export(self, user_id: str) -> Export:
-        """Return what tells a user, a page at a time."""
-        return Export(self._database, user_id)

@@ -126,6 +126,7 @@ from hub_server.identity.secrets import USER_TOKEN
 from hub_server.ids import new_id
 from tests.contract.breaches import VECTOR
 from tests.contract.credentials import issue, operator_of
+from tests.contract.imports import first_message
 from tests.support import Tenant
 
 PASSWORD: Final = "a correct horse"
@@ -385,6 +386,7 @@ _SAMPLES: Final[dict[str, Callable[[World], Message]]] = {
     "GetErasure": lambda world: GetErasureRequest(user_id=world.erased_user_id),
     "EraseTenant": lambda world: EraseTenantRequest(tenant_id=world.erased_tenant_id),
     "GetTenantErasure": lambda world: GetTenantErasureRequest(tenant_id=world.erased_tenant_id),
+    "ImportUser": lambda _: first_message(),
     "RefreshToken": lambda world: RefreshTokenRequest(refresh_token=world.refresh_token),
     "Logout": lambda _: LogoutRequest(),
     "ListLogins": lambda world: ListLoginsRequest(user_id=world.user_id),

@@ -82,7 +82,7 @@ def test_there_are_four_services() -> None:
         "hub.v1.MemoryService",
         "hub.v1.KnowledgeService",
     }
-    assert len(METHODS) == 95
+    assert len(METHODS) == 96
 
 
 @of_each_method
@@ -158,7 +158,7 @@ def test_a_request_and_a_response_are_their_own_messages(method: MethodDescripto
     """Each method can change without another: its messages bear its name."""
     assert method.input_type.name == f"{method.name}Request"
     assert method.output_type.name == f"{method.name}Response"
-    assert method.client_streaming == method.name.startswith("Upload")
+    assert method.client_streaming == method.name.startswith(("Upload", "Import"))
     assert method.server_streaming == method.name.startswith(("Watch", "Export"))
 
 

@@ -23,6 +23,7 @@ _FACTS: Final[Mapping[str, Any]] = {
     "subject": "max_sessions",
     "last_seq": "7",
     "status": "active",
+    "id": "an id",
 }
 _CODES: Final = [code.name for code in grpc.StatusCode if code.name != "OK"]
 

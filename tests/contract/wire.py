@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from hub_client.v1 import chat_pb2, identity_pb2, knowledge_pb2, memory_pb2
+from tests.contract.imports import rest
 
 SERVICES: Final = tuple(
     module.DESCRIPTOR.services_by_name[name]
@@ -90,7 +91,7 @@ async def call(
     """Make a call with exactly this metadata; never raises for a refusal.
 
     A stream counts as answered by its first message, and is left after it. A stream to the hub has
-    one message here.
+    one message here, but for an import, which is made whole.
     """
     raw = request if isinstance(request, bytes) else request.SerializeToString()
     if method.server_streaming:
@@ -106,7 +107,7 @@ def sending(channel: grpc.aio.Channel, method: MethodDescriptor, raw: bytes, **o
     """Return a call with one answer that is under way, whether it takes one message or many."""
     if method.client_streaming:
         upload: Any = channel.stream_unary(path_of(method))
-        return upload([raw], **options)
+        return upload([raw, *(rest(raw) if method.name == "ImportUser" else ())], **options)
     unary: Any = channel.unary_unary(path_of(method))
     return unary(raw, **options)
 

@@ -3,37 +3,52 @@
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import pytest
-from google.protobuf.internal.encoder import _VarintBytes  # type: ignore[attr-defined]
 
 from hub_client import errors
 from hub_client.v1 import (
     BatchAppendMessagesRequest,
     BatchMessage,
+    CreatePasswordResetRequest,
     DeleteUserRequest,
     Document,
+    EraseUserRequest,
+    ErasureState,
     ExportRecord,
+    ExportSummary,
     ExportUserRequest,
     ForkSessionRequest,
+    GetUsageRequest,
+    GetUserRequest,
+    ImportUserRequest,
+    ImportUserResponse,
     IngestDocumentRequest,
+    ListUsersRequest,
     LoginRequest,
     MemoryType,
     MessageSearch,
+    RecallRequest,
     RedactMessageRequest,
     RememberRequest,
     ReserveTokensRequest,
     Role,
+    SearchMessagesRequest,
     SearchRequest,
     Session,
     TenantSettings,
+    UndeleteUserRequest,
     UpdateTenantSettingsRequest,
     User,
 )
-from tests.support import Tenant
+from tests.contract.imports import digest
+from tests.support import Hub, Tenant
+
+Change = Callable[[list[ExportRecord]], None]
 
 PASSWORD = "a correct horse"
 # More than a page of an export.
@@ -72,18 +87,22 @@ async def say(tenant: Tenant, session: Session, *texts: str, **values: Any) -> N
     await tenant.client.chat.batch_append_messages(request)
 
 
-async def live(tenant: Tenant) -> Life:
-    """Make a user who does everything once."""
-    client = tenant.client
+async def search_messages(tenant: Tenant) -> None:
+    """Let messages be searched from now on."""
     settings = TenantSettings(message_search=MessageSearch.MESSAGE_SEARCH_WORDS)
-    await client.identity.update_tenant_settings(
-        UpdateTenantSettingsRequest(tenant_settings=settings)
-    )
+    request = UpdateTenantSettingsRequest(tenant_settings=settings)
+    await tenant.client.identity.update_tenant_settings(request)
+
+
+async def live(tenant: Tenant, messages: int = MANY, length: int = 1 << 20) -> Life:
+    """Make a user who does everything once, and says so many things, two of them long."""
+    client = tenant.client
+    await search_messages(tenant)
     user = await tenant.new_user(password=PASSWORD, display_name="Ada")
     await client.identity.login(LoginRequest(email=user.email, password=PASSWORD))
     session = await tenant.new_session(user, session_title="Tea")
-    await say(tenant, session, *(f"This is cup {number}." for number in range(MANY)))
-    await say(tenant, session, "x" * (1 << 20), "y" * (1 << 20), metadata={"colour": "green"})
+    await say(tenant, session, *(f"This is cup {number}." for number in range(messages)))
+    await say(tenant, session, "x" * length, "y" * length, metadata={"colour": "green"})
     asked = ForkSessionRequest(session_id=session.session_id, at_seq=3)
     fork = (await client.chat.fork_session(asked)).session
     await say(tenant, fork, "Another cup.", "A secret.")
@@ -109,17 +128,8 @@ async def live(tenant: Tenant) -> Life:
     return Life(tenant, user, session, fork, document)
 
 
-def digest(records: Sequence[ExportRecord]) -> bytes:
-    """Return the digest of records as the contract describes it."""
-    found = hashlib.sha256()
-    for record in records:
-        encoded = record.SerializeToString(deterministic=True)
-        found.update(_VarintBytes(len(encoded)) + encoded)
-    return found.digest()
-
-
 @pytest.fixture(scope="module")
-async def life(hub: Any) -> Life:
+async def life(hub: Hub) -> Life:
     """A user with a row in every table."""
     return await live(await hub.new_tenant())
 
@@ -145,7 +155,7 @@ async def test_an_export_tells_everything_in_order(life: Life) -> None:
             assert (record.message.session_id, record.message.seq) == (session, seq)
 
 
-async def test_an_export_bears_what_is_needed_and_no_secret(life: Life, hub: Any) -> None:
+async def test_an_export_bears_what_is_needed_and_no_secret(life: Life, hub: Hub) -> None:
     """Vectors and texts are there; the hash of the password is not."""
     records = await exported(life.tenant, life.user.user_id)
     chunks = [record.chunk for record in records if record.HasField("chunk")]
@@ -203,3 +213,245 @@ async def test_an_export_of_a_user_who_is_deleted_or_nobody(
     assert records[0].user.HasField("deleted_at")
     with pytest.raises(errors.NotFoundError):
         await exported(other_tenant, user.user_id)
+
+
+# --- imports ------------------------------------------------------------------------------------
+
+
+async def imported(tenant: Tenant, records: Sequence[ExportRecord]) -> ImportUserResponse:
+    """Import the records of an export."""
+    requests = [ImportUserRequest(export_record=record) for record in records]
+    return await tenant.client.identity.import_user(requests)
+
+
+def sealed(records: Sequence[ExportRecord]) -> list[ExportRecord]:
+    """Return records with a summary that fits, as somebody who forges them would."""
+    count = Counter(kinds(records))
+    summary = ExportSummary(
+        records=len(records),
+        sha256=digest(records),
+        sessions=count["session"],
+        messages=count["message"],
+        memories=count["memory"],
+        memory_revisions=count["memory_revision"],
+        documents=count["document"],
+        chunks=count["chunk"],
+        retrievals=count["retrieval"],
+        reservations=count["reservation"],
+    )
+    return [*records, ExportRecord(summary=summary)]
+
+
+def copied(records: Sequence[ExportRecord]) -> list[ExportRecord]:
+    """Return records that may be changed, without the summary."""
+    copies = [ExportRecord() for _ in records[:-1]]
+    for copy, record in zip(copies, records, strict=False):
+        copy.CopyFrom(record)
+    return copies
+
+
+@pytest.fixture(scope="module")
+async def small(hub: Hub) -> Sequence[ExportRecord]:
+    """The export of a user who did a little of everything."""
+    life = await live(await hub.new_tenant(), messages=3, length=10)
+    return await exported(life.tenant, life.user.user_id)
+
+
+async def test_an_imported_user_is_exported_as_the_same(life: Life, other_tenant: Tenant) -> None:
+    """Byte for byte; to import him again changes nothing; his life goes on."""
+    records = await exported(life.tenant, life.user.user_id)
+    answer = await imported(other_tenant, records)
+    assert (answer.user.user_id, answer.already_here) == (life.user.user_id, False)
+    again = await exported(other_tenant, life.user.user_id)
+    assert again[:-1] == records[:-1]
+    assert again[-1].summary.sha256 == records[-1].summary.sha256
+    assert (await imported(other_tenant, records)).already_here
+    assert (await exported(other_tenant, life.user.user_id))[:-1] == records[:-1]
+    ours, theirs = [
+        await tenant.client.identity.get_usage(GetUsageRequest(user_id=life.user.user_id))
+        for tenant in (life.tenant, other_tenant)
+    ]
+    assert ours == theirs
+    await say(other_tenant, life.session, "It goes on.")
+    with pytest.raises(errors.ImportConflictError) as caught:
+        await imported(other_tenant, records)
+    assert (caught.value.metadata["resource"], caught.value.metadata["id"]) in (
+        ("usage", ""),
+        ("session", life.session.session_id),
+    )
+
+
+async def test_searches_find_what_was_imported(
+    small: Sequence[ExportRecord], tenant: Tenant
+) -> None:
+    """Memories, chunks and messages, at once, by the vectors that came."""
+    await search_messages(tenant)
+    user_id = (await imported(tenant, small)).user.user_id
+    client = tenant.client
+    recalled = await client.memory.recall(RecallRequest(user_id=user_id, query="green tea"))
+    assert recalled.hits[0].vector_score > 0
+    found = await client.knowledge.search(SearchRequest(user_id=user_id, query="leaves"))
+    assert found.hits[0].vector_score > 0
+    said = await client.chat.search_messages(SearchMessagesRequest(user_id=user_id, query="cup"))
+    assert {hit.message.content for hit in said.hits} >= {"This is cup 0.", "This is cup 1."}
+
+
+async def test_an_erased_user_comes_back_as_he_was(tenant: Tenant) -> None:
+    """Export, erase, import, export: the same bytes; and searches find him as before."""
+    life = await live(tenant, messages=3, length=10)
+    user_id, client = life.user.user_id, tenant.client
+
+    async def finds() -> tuple[str, str]:
+        recalled = await client.memory.recall(RecallRequest(user_id=user_id, query="coffee"))
+        found = await client.knowledge.search(SearchRequest(user_id=user_id, query="leaves"))
+        return recalled.hits[0].memory.memory_id, found.hits[0].chunk.chunk_id
+
+    before = await finds()
+    records = await exported(tenant, user_id)
+    erased = await client.identity.erase_user(EraseUserRequest(user_id=user_id), timeout=60)
+    assert erased.erasure.state == ErasureState.ERASURE_STATE_FINISHED
+    with pytest.raises(errors.NotFoundError):
+        await exported(tenant, user_id)
+    assert not (await imported(tenant, records)).already_here
+    again = await exported(tenant, user_id)
+    assert (again[1:-1], again[-1].summary.sha256) == (records[1:-1], records[-1].summary.sha256)
+    assert await finds() == before
+
+
+async def test_nobody_sees_an_import_before_its_end(life: Life, tenant: Tenant) -> None:
+    """One that is cut shows nothing; the next one begins anew and is whole."""
+    client, user_id = tenant.client.identity, life.user.user_id
+    records = await exported(life.tenant, user_id)
+    with pytest.raises(errors.InvalidFieldError):
+        await imported(tenant, records[:300])
+    left = "SELECT count(*) FROM chat_messages WHERE tenant_id = %s"
+    assert (await asyncio.to_thread(tenant.hub.sql, left, tenant.tenant_id))[0][0] > 100
+    users = [user async for user in client.list_users(ListUsersRequest(show_deleted=True))]
+    assert users == []
+    for call in (
+        client.get_user(GetUserRequest(user_id=user_id)),
+        client.undelete_user(UndeleteUserRequest(user_id=user_id)),
+        client.create_password_reset(CreatePasswordResetRequest(user_id=user_id)),
+        anext(client.export_user(ExportUserRequest(user_id=user_id))),
+    ):
+        with pytest.raises(errors.NotFoundError):
+            await call
+    assert not (await imported(tenant, records)).already_here
+    assert (await exported(tenant, user_id))[:-1] == records[:-1]
+
+
+async def test_an_import_that_another_one_overtook_ends(life: Life, tenant: Tenant) -> None:
+    """Nothing it brings is mixed with what the other one brought."""
+    records = await exported(life.tenant, life.user.user_id)
+    overtaken = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        for place, record in enumerate(records):
+            if place == 300:
+                await imported(tenant, records)
+                overtaken.set()
+            yield ImportUserRequest(export_record=record).SerializeToString()
+
+    async with grpc.aio.insecure_channel(tenant.hub.address) as channel:
+        method: Any = channel.stream_unary("/hub.v1.IdentityService/ImportUser")
+        bears = (("authorization", f"Bearer {tenant.key}"),)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await method(slowly(), metadata=bears)
+    assert overtaken.is_set()
+    assert caught.value.code() == grpc.StatusCode.ABORTED
+    assert (await exported(tenant, life.user.user_id))[:-1] == records[:-1]
+
+
+def _changed(kind: str, **values: Any) -> Change:
+    """Return what changes the last record of a kind."""
+
+    def change(records: list[ExportRecord]) -> None:
+        record = [record for record in records if record.HasField(kind)][-1]  # type: ignore[arg-type]
+        for name, value in values.items():
+            setattr(getattr(record, kind), name, value)
+
+    return change
+
+
+def _without(kind: str) -> Change:
+    """Return what leaves out the first record of a kind."""
+
+    def change(records: list[ExportRecord]) -> None:
+        records.pop(kinds(records).index(kind))
+
+    return change
+
+
+def _twice(kind: str) -> Change:
+    """Return what tells the first record of a kind twice."""
+
+    def change(records: list[ExportRecord]) -> None:
+        records.append(records[kinds(records).index(kind)])
+
+    return change
+
+
+_BAD: Mapping[str, tuple[Change, str]] = {
+    "no user": (_without("user"), "INVALID_FIELD"),
+    "no config": (_without("config"), "INVALID_FIELD"),
+    "two of usage": (_twice("usage"), "INVALID_FIELD"),
+    "a message missing": (_without("message"), "INVALID_FIELD"),
+    "a message twice": (_twice("message"), "IMPORT_CONFLICT"),
+    "a chunk missing": (_without("chunk"), "INVALID_FIELD"),
+    "a document missing": (_without("document"), "IMPORT_CONFLICT"),  # its chunks are nobody's
+    "a session missing": (_without("session"), "IMPORT_CONFLICT"),
+    "tokens too many": (_changed("session", total_tokens_used=7), "INVALID_FIELD"),
+    "a zone unknown": (_changed("config", timezone="Mars/Base"), "INVALID_FIELD"),
+    "a vector too short": (_changed("chunk", embedding=b"\0\0\x80?"), "INVALID_FIELD"),
+    "a vector of zeros": (_changed("memory", embedding=bytes(1024)), "INVALID_FIELD"),
+    "another text": (_changed("document", text="Coffee."), "INVALID_FIELD"),
+    "a role unknown": (_changed("message", role=99), "INVALID_FIELD"),
+    "a kind unknown": (lambda records: records.append(ExportRecord()), "INVALID_FIELD"),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), _BAD.values(), ids=_BAD)
+async def test_what_no_hub_would_have_told_is_refused(
+    small: Sequence[ExportRecord], tenant: Tenant, change: Change, reason: str
+) -> None:
+    """Though the summary fits; and nobody sees any of it."""
+    records = copied(small)
+    change(records)
+    with pytest.raises(errors.HubError) as caught:
+        await imported(tenant, sealed(records))
+    assert caught.value.reason == reason
+    with pytest.raises(errors.NotFoundError):
+        await tenant.client.identity.get_user(GetUserRequest(user_id=small[0].user.user_id))
+
+
+async def test_a_changed_export_does_not_fit_its_summary(
+    small: Sequence[ExportRecord], tenant: Tenant
+) -> None:
+    """A word that was changed on the way is noticed."""
+    records = copied(small)
+    _changed("memory", memory_content="Drinks coffee.")(records)
+    with pytest.raises(errors.InvalidFieldError, match="summary"):
+        await imported(tenant, [*records, small[-1]])
+
+
+async def test_an_import_takes_nothing_of_others(life: Life, tenant: Tenant) -> None:
+    """Ids of another user of the tenant are refused, and so is his email; his rows stay."""
+    mine = await tenant.new_user()
+    my_session = await tenant.new_session(mine)
+    await say(tenant, my_session, "Mine.")
+    own = await exported(tenant, mine.user_id)
+    for kind, id_of in (("session", "session_id"), ("message", "session_id")):
+        records = copied(own)
+        records[0].user.user_id = life.user.user_id
+        records[0].user.email = life.user.email
+        place = kinds(records).index(kind)
+        records = [*records[:1], *records[place:]]
+        with pytest.raises(errors.ImportConflictError) as caught:
+            await imported(tenant, sealed(records))
+        assert caught.value.metadata["resource"] == kind
+        assert getattr(getattr(records[1], kind), id_of) == my_session.session_id
+    records = copied(own)
+    records[0].user.user_id = life.user.user_id
+    with pytest.raises(errors.EmailTakenError):
+        await imported(tenant, sealed(records))
+    assert (await exported(tenant, mine.user_id))[:-1] == own[:-1]
