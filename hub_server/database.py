@@ -12,7 +12,7 @@ import re
 import struct
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -211,7 +211,7 @@ async def _lent(engine: AsyncEngine, seconds: float) -> AsyncIterator[AsyncConne
     is given up a little later.
     """
     try:
-        async with asyncio.timeout(seconds + _GRACE_SECONDS), engine.connect() as connection:
+        async with asyncio.timeout(seconds + _GRACE_SECONDS), _connection(engine) as connection:
             try:
                 yield connection
             except HubError:
@@ -223,6 +223,30 @@ async def _lent(engine: AsyncEngine, seconds: float) -> AsyncIterator[AsyncConne
         if _is_of_nobody(error):
             raise HubError(Reason.REASON_NOT_FOUND, resource="user") from error
         raise HubError(_reason(error)) from error
+
+
+@asynccontextmanager
+async def _connection(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Check a connection out; a new one is made to the end, though nobody may want it any more.
+
+    SQLAlchemy loses a connection whose making is cancelled, and Postgres keeps it.
+    """
+    pool: Any = engine.pool
+    connection = engine.connect()
+    async with AsyncExitStack() as stack:
+        if pool.checkedin() or pool.checkedout() >= pool.size():
+            await connection
+        else:
+            making = asyncio.ensure_future(connection.start())
+            try:
+                await asyncio.shield(making)
+            except asyncio.CancelledError:
+                await asyncio.wait([making])
+                if making.exception() is None:
+                    await connection.close()
+                raise
+        stack.push_async_exit(connection)
+        yield connection
 
 
 def _is_of_nobody(error: Exception) -> bool:

@@ -52,7 +52,7 @@ _COPIES: Final = {
     "audit_events": ("'event_id', gen_random_uuid()", 600),
 }
 # What another engine than that of these tests would have written.
-_AS_OTHERS_DO: Final = (
+AS_OTHERS_DO: Final = (
     """
     INSERT INTO vector_spaces (tenant_id, user_id, kind, embedding_model, life, dimension)
     VALUES (%s, %s, 'memory', 'm', gen_random_uuid(), 1)
@@ -171,7 +171,7 @@ def multiply(one: Somebody) -> int:
         """  # noqa: S608 - texts of this file
         added += len(hub.sql(query, *known, number))
     own = (one.tenant.tenant_id, one.user.user_id)
-    for statement in _AS_OTHERS_DO:
+    for statement in AS_OTHERS_DO:
         hub.sql(statement, *own)
     return added
 

@@ -32,6 +32,8 @@ _COSTS: Final = {
     "RedactMessage": 5,  # the lineage is held; the session; the change; its event; what is left
     "WatchSession": 2,  # the session and its messages
     "SearchMessages": 4,  # the state; what is new; where it is; the messages
+    "BuildContext": 4,  # the state and the tail; new chunks; all that was found; the record
+    "GetContextRecord": 2,  # the record, and what it held
     "ReserveTokens": 4,  # his usage is held; what expired is freed; what is left; the reservation
     "SettleTokens": 6,  # and whose it is, the reservation, and what was used
 }

@@ -21,12 +21,14 @@ from psycopg import sql
 from hub_client.errors import LoginFailedError
 from hub_client.v1 import (
     AppendMessageRequest,
+    BuildContextRequest,
     CreateSessionRequest,
     EraseUserRequest,
     ListSessionsRequest,
     LoginRequest,
     MemoryType,
     RecallRequest,
+    ReembedSpaceRequest,
     RememberRequest,
     ReserveTokensRequest,
     Role,
@@ -46,6 +48,7 @@ from hub_server.identity.secrets import USER_TOKEN, Secret
 from hub_server.ids import new_id
 from hub_server.migrations import migrate
 from hub_server.settings import Settings
+from tests.erasing import AS_OTHERS_DO, in_thread
 from tests.support import Hub, Tenant, running_hub
 
 _ROLE = Settings().server_role
@@ -185,8 +188,8 @@ async def test_a_hub_with_one_connection_never_mixes_answers_of_tenants(
         for one, user in zip(tenants, users, strict=True):
             assert await _work_of(one, user) == {user.user_id}
         await until(lambda: set(_states(hub)) == {"idle"})
-        # One for calls, four at most for what has no tenant, and one of the test's own.
-        assert len(_states(hub)) <= 1 + 4 + 1
+        # One for calls, four at most for what has no tenant, one that listens, and the test's own.
+        assert len(_states(hub)) <= 1 + 4 + (pooler == "none") + 1
 
 
 async def test_a_connection_whose_work_was_cut_off_is_closed(
@@ -299,6 +302,14 @@ async def _write_to_every_table(tenant: Tenant) -> None:
     )
     with pytest.raises(LoginFailedError):
         await client.identity.login(LoginRequest(email="who@example.org", password="guessed"))
+    await client.chat.build_context(
+        BuildContextRequest(session_id=session.session_id, token_budget=100)
+    )
+    await client.knowledge.reembed_space(
+        ReembedSpaceRequest(user_id=user.user_id, embedding_model="wordllama-l2-256")
+    )
+    for statement in AS_OTHERS_DO:
+        await in_thread(tenant.hub.sql, statement, tenant.tenant_id, user.user_id)
     other = await tenant.new_user()
     await client.identity.erase_user(EraseUserRequest(user_id=other.user_id))
 
@@ -316,8 +327,10 @@ def _copy_of(table: sa.Table) -> sa.TextClause:
     Row security speaks before any constraint does, so that the row exists already is no matter.
     """
     name = table.name
+    columns = ", ".join(column.name for column in table.c if column.computed is None)
     return sa.text(
-        f"INSERT INTO {name} SELECT (jsonb_populate_record(NULL::{name}, CAST(:row AS jsonb))).*"
+        f"INSERT INTO {name} ({columns}) SELECT {columns}"  # noqa: S608 - names of the schema
+        f" FROM jsonb_populate_record(NULL::{name}, CAST(:row AS jsonb))"
     )
 
 
