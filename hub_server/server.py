@@ -74,6 +74,7 @@ _LARGEST_REQUEST: Final = 8 * _MEBIBYTE
 _LARGEST_ANSWER: Final = 64 * _MEBIBYTE
 # So many of the largest files, or many more small ones, are received at a time.
 _WHOLE_UPLOADS: Final = 4
+_LOOKAHEAD: Final = 1 << 18
 _LAST_REPLIES_SECONDS: Final = 0.5
 _EMBEDDING_THREADS: Final = 2
 _REMOTE_THREADS: Final = 16
@@ -280,6 +281,10 @@ async def _listen(
             ("grpc.so_reuseport", int(settings.workers > 1)),
             ("grpc.max_receive_message_length", _LARGEST_REQUEST),
             ("grpc.max_send_message_length", _LARGEST_ANSWER),
+            # What gRPC takes of a stream before anybody reads it. It would measure the network, and
+            # take tens of MB of each upload over a fast one, also of those refused.
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", _LOOKAHEAD),
             # Calls that gRPC has read and we have not seen yet: beyond these it answers a bare
             # CANCELLED, so most of a flood must reach us, who answer OVERLOADED with RetryInfo.
             ("grpc.server.max_pending_requests", 8 * settings.max_calls),

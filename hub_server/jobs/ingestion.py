@@ -11,6 +11,7 @@ small ones behind it.
 
 import asyncio
 import datetime as dt
+import itertools
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
@@ -173,8 +174,9 @@ class Ingestion:
             file = await attempt.file()
             if file is None:
                 raise UnreadableError("its file is no longer kept: upload it again")
-            title, text = await self._parsing.read(media_type, file["content"])
-        return file["names_document"], title, text
+            names_document, content = file
+            title, text = await self._parsing.read(media_type, content)
+        return names_document, title, text
 
     async def _split(
         self, attempt: "_Attempt", embedder: Embedder, text: str, chunking: Chunking
@@ -273,10 +275,18 @@ class _Attempt:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def file(self) -> Row | None:
-        """Return the file whose text is to be read, or None when it is no longer kept."""
-        async with self._database.statement(self._hub()) as connection:
-            return await FileRepository(connection, self._tenant_id).of(self.document_id)
+    async def file(self) -> tuple[bool, bytearray] | None:
+        """Return whether its file names the document, and the file; None = it is not kept."""
+        content, names_document = bytearray(), False
+        for part in itertools.count():
+            async with self._database.statement(self._hub()) as connection:
+                repository = FileRepository(connection, self._tenant_id)
+                row = await repository.part_of(self.document_id, part)
+            if row is None:
+                break
+            content += row["content"]
+            names_document = row["names_document"]
+        return (names_document, content) if content else None
 
     async def keep_text(
         self,

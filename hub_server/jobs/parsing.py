@@ -37,7 +37,7 @@ class Parsing:
         self._seconds = seconds
         self.turn = asyncio.Semaphore(_TOGETHER)
 
-    async def read(self, media_type: str, content: bytes) -> tuple[str, str]:
+    async def read(self, media_type: str, content: bytes | bytearray) -> tuple[str, str]:
         """Return title and text of a file; the title may be empty. Raises UnreadableError.
 
         To be called by who has a ``turn``, which he waits for before he has the file in memory.
@@ -74,12 +74,13 @@ class Parsing:
         return f"to read the file takes more than {self._seconds} seconds (HUB_PARSE_SECONDS)"
 
 
-async def _exchange(process: Process, content: bytes) -> bytes:
+async def _exchange(process: Process, content: bytes | bytearray) -> bytes:
     """Send the file and return the answer, which is bounded whatever the process does."""
     assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018 - pipes
     with suppress(ConnectionError):  # it ended before it had read everything
-        process.stdin.write(content)
-        await process.stdin.drain()
+        for start in range(0, len(content), _BLOCK):
+            process.stdin.write(content[start : start + _BLOCK])
+            await process.stdin.drain()
     process.stdin.close()
     answer = bytearray()
     while block := await process.stdout.read(_BLOCK):

@@ -1,12 +1,15 @@
 """SQL of uploaded files, which are kept until their text is read. Never commits."""
 
 import datetime as dt
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hub_server.knowledge.models import document_files
 from hub_server.rows import Row
+
+_PART: Final = 1 << 20  # bytes in a row
 
 
 async def purge_files(connection: AsyncConnection, kept: dt.timedelta) -> int:
@@ -25,21 +28,24 @@ class FileRepository:
 
     async def add(self, document: Row, content: bytes | bytearray, *, names_document: bool) -> None:
         """Keep the file of a new document."""
-        await self._connection.execute(
-            sa.insert(document_files).values(
-                tenant_id=self._tenant_id,
-                document_id=document["document_id"],
-                user_id=document["user_id"],
-                content=content,
-                names_document=names_document,
+        for part, start in enumerate(range(0, len(content), _PART)):
+            await self._connection.execute(
+                sa.insert(document_files).values(
+                    tenant_id=self._tenant_id,
+                    document_id=document["document_id"],
+                    part=part,
+                    user_id=document["user_id"],
+                    content=content[start : start + _PART],
+                    names_document=names_document,
+                )
             )
-        )
 
-    async def of(self, document_id: str) -> Row | None:
-        """Return the file of a document, or None when none is kept."""
-        query = sa.select(document_files.c.content, document_files.c.names_document)
-        result = await self._connection.execute(query.where(*self._is(document_id)))
-        return result.mappings().first()
+    async def part_of(self, document_id: str, part: int) -> Row | None:
+        """Return a part of a document's file, or None when it has so many not, or none is kept."""
+        query = sa.select(document_files.c.content, document_files.c.names_document).where(
+            *self._is(document_id), document_files.c.part == part
+        )
+        return (await self._connection.execute(query)).mappings().first()
 
     async def drop(self, document_id: str) -> None:
         """Let go of a file: its text is read, or another text has taken its place."""

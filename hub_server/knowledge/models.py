@@ -56,14 +56,16 @@ documents = tenant_table(
     ),
 )
 
-# Uploaded files whose text is not read yet.
+# Uploaded files whose text is not read yet, in parts: a connection keeps, as long as it lives, as
+# much memory as the largest message took that it ever carried.
 document_files = tenant_table(
     "document_files",
     identifier("document_id", nullable=False),
+    sa.Column("part", sa.Integer, nullable=False, server_default="0"),
     identifier("user_id", nullable=False),
     sa.Column("content", sa.LargeBinary, nullable=False),
     sa.Column("names_document", sa.Boolean, nullable=False),  # no title was given
-    sa.PrimaryKeyConstraint("tenant_id", "document_id"),
+    sa.PrimaryKeyConstraint("tenant_id", "document_id", "part"),
     sa.ForeignKeyConstraint(
         ["tenant_id", "document_id"], ["documents.tenant_id", "documents.document_id"]
     ),

@@ -12,12 +12,13 @@ ALTER TABLE documents
 CREATE TABLE document_files (
     tenant_id uuid NOT NULL,
     document_id uuid NOT NULL,
+    part integer NOT NULL DEFAULT 0,
     user_id uuid NOT NULL,
     content bytea NOT NULL,
     names_document boolean NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (tenant_id, document_id),
+    PRIMARY KEY (tenant_id, document_id, part),
     FOREIGN KEY (tenant_id, document_id) REFERENCES documents
 );
 ALTER TABLE document_files
@@ -34,9 +35,9 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
             SELECT FROM documents d
             WHERE d.tenant_id = f.tenant_id AND d.document_id = f.document_id
               AND d.status = 'processing' AND d.deleted_at IS NULL)
-        RETURNING 1
+        RETURNING f.part
     )
-    SELECT count(*) FROM gone
+    SELECT count(*) FROM gone WHERE part = 0
 $$;
 """
 
