@@ -26,6 +26,9 @@ from hub_server.search import DEFAULT_TOP_K, Hit, Pull, Query, Search, Source
 # What a filter leaves is searched exactly when it is so few chunks, and sought among all when it is
 # more: then they are no longer rare. It takes Postgres some 10 ms to find a thousand of 100,000.
 _MOST_AMONG: Final = 2000
+# A document that changes under a search makes it look again; this often only where the user's
+# documents change all the time.
+_MOST_LOOKS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +112,11 @@ class KnowledgeSearch:
         model = self._search.models.in_use(state["embedding_model"])
         several = [replace(one, embedding_model=one.embedding_model or model) for one in several]
         vectors = await self._vectors(caller, user_id, several, model)
-        hits = [
-            await self._hits(caller, user_id, state, asked, vector)
+        answers = [
+            await self._answer(caller, user_id, state, asked, vector)
             for asked, vector in zip(several, vectors, strict=True)
         ]
-        found = [
-            await self._found(caller, user_id, asked, one)
-            for asked, one in zip(several, hits, strict=True)
-        ]
+        hits, found = [hits for hits, _ in answers], [found for _, found in answers]
         language = state["preferred_language"]
         shown = await asyncio.to_thread(_highlighted, language, several, found)
         if served.session_id and any(hits):
@@ -185,6 +185,29 @@ class KnowledgeSearch:
             raise HubError.invalid(field, "must be a model of the user's chunks")
         check_dimension(f"{asked.within}vector", len(vector), model, known)
 
+    async def _answer(
+        self,
+        caller: Caller,
+        user_id: str,
+        state: Row,
+        asked: Asked,
+        vector: NDArray[np.float32] | None,
+    ) -> tuple[Sequence[Hit], Sequence[Found]]:
+        """Return the hits, and these with what is around them.
+
+        Of a document that changes after the view was brought up to date none of the old chunks
+        is shown, and none of the new ones was proposed: then all is looked for once more.
+        """
+        looks = 0
+        while True:
+            hits, is_outdated = await self._hits(caller, user_id, state, asked, vector)
+            found = await self._found(caller, user_id, asked, hits)
+            is_outdated = is_outdated or len(hits) > sum(len(one.chunk_ids) or 1 for one in found)
+            looks += 1
+            if not is_outdated or looks == _MOST_LOOKS:
+                return hits, found
+            state = await self._state(caller, user_id, Served())
+
     async def _hits(
         self,
         caller: Caller,
@@ -192,8 +215,9 @@ class KnowledgeSearch:
         state: Row,
         asked: Asked,
         vector: NDArray[np.float32] | None,
-    ) -> Sequence[Hit]:
-        among, model = None, asked.embedding_model
+    ) -> tuple[Sequence[Hit], bool]:
+        """Return the hits, and whether a document has changed that may be one."""
+        among, model, is_outdated = None, asked.embedding_model, False
         if asked.is_filtered:
             async with self._database.statement(caller) as connection:
                 repository = SearchRepository(connection, caller.tenant_id, user_id)
@@ -204,15 +228,22 @@ class KnowledgeSearch:
             among = None
 
         async def read(chunk_ids: Sequence[str]) -> Mapping[str, Row]:
+            nonlocal is_outdated
             async with self._database.statement(caller) as connection:
                 repository = SearchRepository(connection, caller.tenant_id, user_id)
-                return await repository.shown_chunks(chunk_ids, asked.document_ids, asked.condition)
+                rows, seq = await repository.shown_chunks(
+                    chunk_ids, asked.document_ids, asked.condition
+                )
+            is_lost = asked.is_filtered or len(rows) < len(chunk_ids)
+            is_outdated = is_lost and seq > state["last_seq"]
+            return rows
 
         space = self._search.space(caller.tenant_id, user_id, KIND, model)
         pull = self._pull(caller, user_id, model)
         query = Query("" if asked.mode == "semantic" else asked.query, vector)
         top_k = asked.top_k or DEFAULT_TOP_K
-        return await self._search.hits(space, state, query, top_k, pull, read, asked.chosen, among)
+        hits = await self._search.hits(space, state, query, top_k, pull, read, asked.chosen, among)
+        return hits, is_outdated
 
     async def _found(
         self, caller: Caller, user_id: str, asked: Asked, hits: Sequence[Hit]

@@ -66,19 +66,25 @@ LIMIT :most ::integer
 """,
     **_PARTS,
 )
+# A row without a chunk_id stands for none: the seq is told in any case, of the same moment.
 _SHOWN: Final = HotStatement(
     """
-SELECT {chunk}
-FROM unnest(:chunk_ids ::uuid[]) AS asked (chunk_id)
-CROSS JOIN LATERAL (
-    SELECT * FROM chunks c
-    WHERE c.tenant_id = :tenant_id ::uuid AND c.chunk_id = asked.chunk_id
-      AND c.user_id = :user_id ::uuid
-      AND (:document_ids ::uuid[] IS NULL OR c.document_id = ANY (:document_ids ::uuid[]))
-    LIMIT 1) c
-CROSS JOIN LATERAL (SELECT c.document_id) given
-CROSS JOIN LATERAL ({document}) d
-WHERE c.revision = d.revision AND {is_asked}
+SELECT s.last_seq, shown.*
+FROM (SELECT coalesce(max(last_seq), 0) AS last_seq FROM spaces
+      WHERE tenant_id = :tenant_id ::uuid AND user_id = :user_id ::uuid AND kind = 'knowledge') s
+LEFT JOIN LATERAL (
+    SELECT {chunk}
+    FROM unnest(:chunk_ids ::uuid[]) AS asked (chunk_id)
+    CROSS JOIN LATERAL (
+        SELECT * FROM chunks c
+        WHERE c.tenant_id = :tenant_id ::uuid AND c.chunk_id = asked.chunk_id
+          AND c.user_id = :user_id ::uuid
+          AND (:document_ids ::uuid[] IS NULL OR c.document_id = ANY (:document_ids ::uuid[]))
+        LIMIT 1) c
+    CROSS JOIN LATERAL (SELECT c.document_id) given
+    CROSS JOIN LATERAL ({document}) d
+    WHERE c.revision = d.revision AND {is_asked}
+) shown ON true
 """,
     **_PARTS,
 )
@@ -137,10 +143,11 @@ class SearchRepository:
 
     async def shown_chunks(
         self, chunk_ids: Sequence[str], document_ids: Sequence[str], condition: Condition | None
-    ) -> Mapping[str, Row]:
+    ) -> tuple[Mapping[str, Row], int]:
         """Return those of the chunks that may be shown now and are asked for, by id.
 
-        No documents = of all; no condition = whatever their metadata.
+        No documents = of all; no condition = whatever their metadata. With them comes the last seq
+        of the user's space at the same moment.
         """
         rows = await self._rows(
             _SHOWN,
@@ -148,7 +155,8 @@ class SearchRepository:
             document_ids=list(document_ids) or None,
             merged=condition and condition.merged,
         )
-        return {row["chunk_id"]: row for row in rows}
+        shown = {row["chunk_id"]: row for row in rows if row["chunk_id"]}
+        return shown, rows[0]["last_seq"]
 
     async def spans(self, spans: Sequence[tuple[str, int, int]]) -> Mapping[int, Sequence[Row]]:
         """Return the chunks of spans of documents that may be shown now, by the span's place.

@@ -27,6 +27,7 @@ from hub_client.v1 import (
     User,
     WatchDocumentRequest,
 )
+from hub_server.knowledge.search_repository import SearchRepository
 from tests.integration.test_database import held, until, waiting_for_locks
 from tests.support import Tenant, settled
 
@@ -105,6 +106,26 @@ async def test_a_changed_text_takes_the_place_of_the_old_one_at_once(
         "SELECT count(*) FROM chunks WHERE document_id = %s", document.document_id
     )
     assert count == [(1,)]
+
+
+@pytest.mark.parametrize("step", ["filtered", "shown_chunks", "spans"])
+async def test_a_text_changed_within_a_search_is_found(
+    tenant: Tenant, user: User, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old or the new, whichever read it changes before."""
+    document = await tenant.ingest(user, "Birds", "Owls hunt mice at night.")
+    read, changes = getattr(SearchRepository, step), ["Swans sleep on lakes."]
+
+    async def changed(*arguments: Any) -> Any:
+        if changes:
+            await update(tenant, document, text=changes.pop())
+        return await read(*arguments)
+
+    monkeypatch.setattr(SearchRepository, step, changed)
+    ids = [document.document_id] if step == "filtered" else []
+    (hit,) = await search(tenant, user, "owls swans", neighbours=1, document_ids=ids)
+    assert hit.chunk.content == "Swans sleep on lakes."
+    assert not changes
 
 
 LEAVES = " ".join(f"Leaf {number} is picked and dried." for number in range(16))

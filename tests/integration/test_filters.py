@@ -81,7 +81,7 @@ class Shelf:
             return [
                 set(await repository.filtered((), condition, _ALL)),
                 set(await repository.filtered(self.document_ids, condition, _ALL)),
-                set(await repository.shown_chunks(list(self.merged), (), condition)),
+                set((await repository.shown_chunks(list(self.merged), (), condition))[0]),
             ]
 
 
