@@ -59,6 +59,9 @@ class Query:
 
     text: str
     vector: NDArray[np.float32] | None
+    min_score: float = 0.0
+    """The score below which a view is not asked for more: all the others score less, and the
+    more are asked for, the higher the same rows are scaled."""
 
 
 class Search:
@@ -138,7 +141,8 @@ class Search:
             rows = await read([candidate.row_id for candidate in candidates])
             found = [Hit(rows[one.row_id], one) for one in candidates if one.row_id in rows]
             hits = chosen(found)
-            if len(hits) >= top_k or len(candidates) < limit:
+            is_all = len(candidates) < limit or candidates[-1].score < query.min_score
+            if len(hits) >= top_k or is_all:
                 return hits[:top_k]
             limit *= WIDEN
 

@@ -240,7 +240,8 @@ class KnowledgeSearch:
 
         space = self._search.space(caller.tenant_id, user_id, KIND, model)
         pull = self._pull(caller, user_id, model)
-        query = Query("" if asked.mode == "semantic" else asked.query, vector)
+        words = "" if asked.mode == "semantic" else asked.query
+        query = Query(words, vector, asked.min_score)
         top_k = asked.top_k or DEFAULT_TOP_K
         hits = await self._search.hits(space, state, query, top_k, pull, read, asked.chosen, among)
         return hits, is_outdated

@@ -269,3 +269,16 @@ async def test_a_document_has_so_many_chunks_at_most(tenant: Tenant, user: User)
     assert await told(add(tenant, user, document_id=document.document_id)) == (
         ("chunks", "must be at most 2 here: a document has at most 10,000"),
     )
+
+
+async def test_a_least_score_leaves_out_what_scores_less_without_it(
+    tenant: Tenant, user: User
+) -> None:
+    """Of however many chunks: the scores of those that are left stay what they were."""
+    angles = np.linspace(0, 1, 400)
+    vectors = np.column_stack((np.cos(angles), np.sin(angles), np.zeros(400)))
+    await add(tenant, user, chunks=own(vectors, [f"Row {n}" for n in range(400)]))
+    scores = [hit.score for hit in await search(tenant, user, [1, 0, 0], top_k=200)]
+    best = [hit.score for hit in await search(tenant, user, [1, 0, 0], top_k=200, min_score=0.25)]
+    assert 0 < len(best) < len(scores)
+    assert best == [score for score in scores if score >= 0.25]
