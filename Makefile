@@ -81,8 +81,8 @@ campaign-isolation: $(READY) ## Make 10,000 calls of two tenants at random; minu
 campaign-chat: $(READY) ## Append 100,000 times amid 52 kills -9 and cut connections; minutes. SEED=n repeats one.
 	@CAMPAIGN_SEED=$(SEED) $(BIN)/pytest -s -m "" -k "control or campaign" tests/e2e/test_histories.py
 
-campaign-model: $(READY) ## Compare the hub with a model of chat in 40,000 random calls; minutes. SEED=n repeats one.
-	@CAMPAIGN_SEED=$(SEED) $(BIN)/pytest -s -m slow tests/integration/test_chat_model.py
+campaign-model: $(READY) ## Compare the hub with models of chat and memory in 70,000 random calls; minutes. SEED=n repeats one.
+	@CAMPAIGN_SEED=$(SEED) $(BIN)/pytest -s -m slow tests/integration/test_chat_model.py tests/integration/test_memory_model.py
 
 campaign-index: $(READY) ## Hold each engine of search to its promises for 1,200 random steps; minutes. SEED=n repeats one.
 	@CAMPAIGN_SEED=$(SEED) $(BIN)/pytest -s -m slow tests/integration/test_index_conformance.py

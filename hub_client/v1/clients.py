@@ -2604,7 +2604,9 @@ class MemoryClient:
     def update_memory(
         self, request: UpdateMemoryRequest, *, timeout: float | None = None
     ) -> UpdateMemoryResponse:
-        """Changes the text, the confidence or the expiry of a memory.
+        """Changes the text, the confidence or the expiry of a memory, whatever its status.
+        The text is taken as it is, also when another memory says the same:
+        GetMemoryReport shows such pairs.
 
         Errors include: NOT_FOUND, ETAG_MISMATCH.
         """
@@ -2616,9 +2618,10 @@ class MemoryClient:
         self, request: RestoreMemoryRequest, *, timeout: float | None = None
     ) -> RestoreMemoryResponse:
         """Makes a superseded or forgotten memory active again. The active one of the same
-        type and key, if any, is superseded by it. An active memory stays as it is.
+        type and key, if any, is superseded by it. An active memory stays as it is. What
+        has expired needs a later `expires_at` first: see UpdateMemory.
 
-        Errors include: NOT_FOUND, MEMORY_STATUS (it is a proposal, or rejected).
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is a proposal, rejected or expired).
         """
         return self._transport.call(
             "/hub.v1.MemoryService/RestoreMemory", request, RestoreMemoryResponse, timeout
@@ -2630,7 +2633,7 @@ class MemoryClient:
         """Makes a proposal an active memory with the source `user`, which supersedes the
         active one of the same type and key.
 
-        Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal).
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal, or expired).
         """
         return self._transport.call(
             "/hub.v1.MemoryService/AcceptMemory", request, AcceptMemoryResponse, timeout
@@ -2799,7 +2802,9 @@ class AsyncMemoryClient:
     async def update_memory(
         self, request: UpdateMemoryRequest, *, timeout: float | None = None
     ) -> UpdateMemoryResponse:
-        """Changes the text, the confidence or the expiry of a memory.
+        """Changes the text, the confidence or the expiry of a memory, whatever its status.
+        The text is taken as it is, also when another memory says the same:
+        GetMemoryReport shows such pairs.
 
         Errors include: NOT_FOUND, ETAG_MISMATCH.
         """
@@ -2811,9 +2816,10 @@ class AsyncMemoryClient:
         self, request: RestoreMemoryRequest, *, timeout: float | None = None
     ) -> RestoreMemoryResponse:
         """Makes a superseded or forgotten memory active again. The active one of the same
-        type and key, if any, is superseded by it. An active memory stays as it is.
+        type and key, if any, is superseded by it. An active memory stays as it is. What
+        has expired needs a later `expires_at` first: see UpdateMemory.
 
-        Errors include: NOT_FOUND, MEMORY_STATUS (it is a proposal, or rejected).
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is a proposal, rejected or expired).
         """
         return await self._transport.call(
             "/hub.v1.MemoryService/RestoreMemory", request, RestoreMemoryResponse, timeout
@@ -2825,7 +2831,7 @@ class AsyncMemoryClient:
         """Makes a proposal an active memory with the source `user`, which supersedes the
         active one of the same type and key.
 
-        Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal).
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal, or expired).
         """
         return await self._transport.call(
             "/hub.v1.MemoryService/AcceptMemory", request, AcceptMemoryResponse, timeout

@@ -287,7 +287,7 @@ class Memory(_message.Message):
     status: Global___MemoryStatus.ValueType
     """Where it stands."""
     superseded_by: _builtins.str
-    """The memory that took its place. Empty = none."""
+    """The memory that took its place; it may be deleted since. Empty = none."""
     reinforcement_count: _builtins.int
     """How often it was remembered again."""
     session_id: _builtins.str

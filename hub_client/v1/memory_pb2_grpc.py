@@ -201,7 +201,9 @@ class MemoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateMemory(self, request, context):
-        """Changes the text, the confidence or the expiry of a memory.
+        """Changes the text, the confidence or the expiry of a memory, whatever its status.
+        The text is taken as it is, also when another memory says the same:
+        GetMemoryReport shows such pairs.
 
         Errors include: NOT_FOUND, ETAG_MISMATCH.
         """
@@ -211,9 +213,10 @@ class MemoryServiceServicer:
 
     def RestoreMemory(self, request, context):
         """Makes a superseded or forgotten memory active again. The active one of the same
-        type and key, if any, is superseded by it. An active memory stays as it is.
+        type and key, if any, is superseded by it. An active memory stays as it is. What
+        has expired needs a later `expires_at` first: see UpdateMemory.
 
-        Errors include: NOT_FOUND, MEMORY_STATUS (it is a proposal, or rejected).
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is a proposal, rejected or expired).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -223,7 +226,7 @@ class MemoryServiceServicer:
         """Makes a proposal an active memory with the source `user`, which supersedes the
         active one of the same type and key.
 
-        Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal).
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal, or expired).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -101,21 +101,24 @@ class MemoryServiceStub:
     Errors include: NOT_FOUND (the user).
     """
     UpdateMemory: _grpc.UnaryUnaryMultiCallable[_memory_pb2.UpdateMemoryRequest, _memory_pb2.UpdateMemoryResponse]
-    """Changes the text, the confidence or the expiry of a memory.
+    """Changes the text, the confidence or the expiry of a memory, whatever its status.
+    The text is taken as it is, also when another memory says the same:
+    GetMemoryReport shows such pairs.
 
     Errors include: NOT_FOUND, ETAG_MISMATCH.
     """
     RestoreMemory: _grpc.UnaryUnaryMultiCallable[_memory_pb2.RestoreMemoryRequest, _memory_pb2.RestoreMemoryResponse]
     """Makes a superseded or forgotten memory active again. The active one of the same
-    type and key, if any, is superseded by it. An active memory stays as it is.
+    type and key, if any, is superseded by it. An active memory stays as it is. What
+    has expired needs a later `expires_at` first: see UpdateMemory.
 
-    Errors include: NOT_FOUND, MEMORY_STATUS (it is a proposal, or rejected).
+    Errors include: NOT_FOUND, MEMORY_STATUS (it is a proposal, rejected or expired).
     """
     AcceptMemory: _grpc.UnaryUnaryMultiCallable[_memory_pb2.AcceptMemoryRequest, _memory_pb2.AcceptMemoryResponse]
     """Makes a proposal an active memory with the source `user`, which supersedes the
     active one of the same type and key.
 
-    Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal).
+    Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal, or expired).
     """
     RejectMemory: _grpc.UnaryUnaryMultiCallable[_memory_pb2.RejectMemoryRequest, _memory_pb2.RejectMemoryResponse]
     """Turns a proposal down: the same text, inferred again for the same type and key,
@@ -216,21 +219,24 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     Errors include: NOT_FOUND (the user).
     """
     UpdateMemory: _aio.UnaryUnaryMultiCallable[_memory_pb2.UpdateMemoryRequest, _memory_pb2.UpdateMemoryResponse]  # type: ignore[assignment]
-    """Changes the text, the confidence or the expiry of a memory.
+    """Changes the text, the confidence or the expiry of a memory, whatever its status.
+    The text is taken as it is, also when another memory says the same:
+    GetMemoryReport shows such pairs.
 
     Errors include: NOT_FOUND, ETAG_MISMATCH.
     """
     RestoreMemory: _aio.UnaryUnaryMultiCallable[_memory_pb2.RestoreMemoryRequest, _memory_pb2.RestoreMemoryResponse]  # type: ignore[assignment]
     """Makes a superseded or forgotten memory active again. The active one of the same
-    type and key, if any, is superseded by it. An active memory stays as it is.
+    type and key, if any, is superseded by it. An active memory stays as it is. What
+    has expired needs a later `expires_at` first: see UpdateMemory.
 
-    Errors include: NOT_FOUND, MEMORY_STATUS (it is a proposal, or rejected).
+    Errors include: NOT_FOUND, MEMORY_STATUS (it is a proposal, rejected or expired).
     """
     AcceptMemory: _aio.UnaryUnaryMultiCallable[_memory_pb2.AcceptMemoryRequest, _memory_pb2.AcceptMemoryResponse]  # type: ignore[assignment]
     """Makes a proposal an active memory with the source `user`, which supersedes the
     active one of the same type and key.
 
-    Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal).
+    Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal, or expired).
     """
     RejectMemory: _aio.UnaryUnaryMultiCallable[_memory_pb2.RejectMemoryRequest, _memory_pb2.RejectMemoryResponse]  # type: ignore[assignment]
     """Turns a proposal down: the same text, inferred again for the same type and key,
@@ -370,7 +376,9 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_pb2.UpdateMemoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_pb2.UpdateMemoryResponse, _abc.Awaitable[_memory_pb2.UpdateMemoryResponse]]:
-        """Changes the text, the confidence or the expiry of a memory.
+        """Changes the text, the confidence or the expiry of a memory, whatever its status.
+        The text is taken as it is, also when another memory says the same:
+        GetMemoryReport shows such pairs.
 
         Errors include: NOT_FOUND, ETAG_MISMATCH.
         """
@@ -382,9 +390,10 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_memory_pb2.RestoreMemoryResponse, _abc.Awaitable[_memory_pb2.RestoreMemoryResponse]]:
         """Makes a superseded or forgotten memory active again. The active one of the same
-        type and key, if any, is superseded by it. An active memory stays as it is.
+        type and key, if any, is superseded by it. An active memory stays as it is. What
+        has expired needs a later `expires_at` first: see UpdateMemory.
 
-        Errors include: NOT_FOUND, MEMORY_STATUS (it is a proposal, or rejected).
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is a proposal, rejected or expired).
         """
 
     @_abc_1.abstractmethod
@@ -396,7 +405,7 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Makes a proposal an active memory with the source `user`, which supersedes the
         active one of the same type and key.
 
-        Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal).
+        Errors include: NOT_FOUND, MEMORY_STATUS (it is not a proposal, or expired).
         """
 
     @_abc_1.abstractmethod

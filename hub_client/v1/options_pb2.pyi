@@ -318,7 +318,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     seconds.
     """
     REASON_MEMORY_STATUS: _Reason.ValueType  # 30
-    """The memory's status does not allow this; `status` in the metadata is it.
+    """The memory's status does not allow this; `status` in the metadata is it, or
+    `expired`.
     FAILED_PRECONDITION. Example: AcceptMemory of a memory that is no proposal.
     """
     REASON_MEMORY_RATE: _Reason.ValueType  # 31
@@ -453,7 +454,8 @@ kept. ABORTED. Example: UploadDocument whose caller sends nothing for HUB_STALL
 seconds.
 """
 REASON_MEMORY_STATUS: Reason.ValueType  # 30
-"""The memory's status does not allow this; `status` in the metadata is it.
+"""The memory's status does not allow this; `status` in the metadata is it, or
+`expired`.
 FAILED_PRECONDITION. Example: AcceptMemory of a memory that is no proposal.
 """
 REASON_MEMORY_RATE: Reason.ValueType  # 31

@@ -16,6 +16,7 @@ from hub_server.rows import Row
 
 Outcome = Literal["created", "reinforced", "superseded", "unchanged", "proposed"]
 _INFERRED: Final = "inferred"
+_TIE_PLACES: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,8 @@ class Judge:
         hash or a near vector, whatever the status.
         """
         known = [one for one in known if one["memory_type"] == new.memory_type]
+        # Of those that fit alike the newest is taken, in whatever order they were read.
+        known.sort(key=lambda one: one["memory_id"], reverse=True)
         if new.source == _INFERRED and (old := self._rejected(new, known)) is not None:
             return Decision("unchanged", old)
         if new.memory_key:
@@ -144,4 +147,5 @@ class Judge:
             return 2.0  # nearer than any vector: of vectors that are alike the words decide
         if old["embedding_model"] != new.embedding_model:
             return 0.0
-        return cosine(new.embedding, old["embedding"])
+        # Of equal texts the vectors may differ in the last bits, by what they were embedded with.
+        return round(cosine(new.embedding, old["embedding"]), _TIE_PLACES)

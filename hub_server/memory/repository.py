@@ -84,7 +84,7 @@ class MemoryRepository:
         table: sa.FromClause = memory_store
         columns: Sequence[Any] = MEMORY
         if as_of is not None:
-            table = self._states(as_of)
+            table = self._states(user_id, as_of)
             columns = [table.c[column.name] for column in MEMORY]
         found = sa.select(*columns).where(
             table.c.user_id == users.c.user_id, *_conditions(wanted, table, as_of or now)
@@ -125,8 +125,8 @@ class MemoryRepository:
 
     async def states_at(self, user_id: str, as_of: dt.datetime) -> Sequence[Row]:
         """Return a user's memories that were recalled at a time, as they were, with vectors."""
-        states = self._states(as_of)
-        query = sa.select(states).where(states.c.user_id == user_id, *is_recalled(states, as_of))
+        states = self._states(user_id, as_of)
+        query = sa.select(states).where(*is_recalled(states, as_of))
         return (await self._connection.execute(query)).mappings().all()
 
     async def history(self, memory_id: str, most: int) -> Sequence[Row]:
@@ -205,7 +205,7 @@ class MemoryRepository:
         return [_change(row, model) for row in rows]
 
     async def to_report(self, user_id: str, most: int, now: dt.datetime) -> Sequence[Row]:
-        """Return a user's newest recalled memories and all proposals, with their vectors."""
+        """Return a user's newest recalled memories and all proposals that last, with vectors."""
         kept = (
             *MEMORY,
             memory_store.c.embedding,
@@ -224,12 +224,14 @@ class MemoryRepository:
             .limit(most)
             .subquery()
         )
-        proposed = sa.select(*kept).where(*own, memory_store.c.status == "proposed")
+        proposed = sa.select(*kept).where(
+            *own, memory_store.c.status == "proposed", _lasts(memory_store, now)
+        )
         query = sa.union_all(sa.select(recalled), proposed)
         return (await self._connection.execute(query)).mappings().all()
 
-    def _states(self, as_of: dt.datetime) -> sa.Subquery:
-        """Return the memories of the tenant as they were at a time, whatever their status."""
+    def _states(self, user_id: str, as_of: dt.datetime) -> sa.Subquery:
+        """Return a user's memories as they were at a time, whatever their status."""
         latest = (
             sa.select(
                 *_REVISION,
@@ -240,6 +242,8 @@ class MemoryRepository:
             .join(memory_store, _same_memory())
             .where(
                 memory_revisions.c.tenant_id == self._tenant_id,
+                # In here, or Postgres looks at all users' before it leaves out the others'.
+                memory_revisions.c.user_id == user_id,
                 memory_revisions.c.recorded_at <= as_of,
                 memory_store.c.deleted_at.is_(None),
             )
@@ -282,8 +286,12 @@ class MemoryRepository:
 
 def is_recalled(table: sa.FromClause, now: dt.datetime) -> tuple[sa.ColumnElement[bool], ...]:
     """Match what may be recalled at a time: active, and not expired."""
+    return (table.c.status == "active", _lasts(table, now))
+
+
+def _lasts(table: sa.FromClause, now: dt.datetime) -> sa.ColumnElement[bool]:
     ends = table.c.expires_at
-    return (table.c.status == "active", ends.is_(None) | (ends > now))
+    return ends.is_(None) | (ends > now)
 
 
 def _conditions(

@@ -33,7 +33,7 @@ _HOUR: Final = dt.timedelta(hours=1)
 # When a memory was recalled is noted to the day: a read that always wrote would be slow.
 _RECALLED_AGAIN: Final = dt.timedelta(days=1)
 _LONGEST_HISTORY: Final = 500
-_RESTORABLE: Final = ("superseded", "forgotten")
+_RESTORABLE: Final = ("active", "superseded", "forgotten")
 
 
 Clock = Callable[[], dt.datetime]
@@ -219,9 +219,10 @@ class MemoryService:
         """Make a memory active again. Raises NOT_FOUND, USER_DISABLED or MEMORY_STATUS."""
         async with self._database.transaction(caller) as connection:
             turn, memory = await self._held(connection, caller, memory_id)
+            _check_status(memory, _RESTORABLE)
+            _check_lasts(memory, turn.now)
             if memory["status"] == "active":
                 return memory
-            _check_status(memory, _RESTORABLE)
             return await turn.enthrone(memory, "restored", {})
 
     async def accept_memory(self, caller: Caller, memory_id: str) -> Row:
@@ -229,6 +230,7 @@ class MemoryService:
         async with self._database.transaction(caller) as connection:
             turn, memory = await self._held(connection, caller, memory_id)
             _check_status(memory, ("proposed",))
+            _check_lasts(memory, turn.now)
             return await turn.enthrone(memory, "accepted", {"source": "user"})
 
     async def reject_memory(self, caller: Caller, memory_id: str) -> Row:
@@ -267,10 +269,10 @@ class MemoryService:
         state = await self._state(caller, user_id)
         space = self._search.space(caller.tenant_id, user_id, KIND)
         pull = self._pull(caller, user_id)
+        vectors = await self._search.embed_all([values["memory_content"] for values in said])
         statements: list[Statement] = []
         near: set[str] = set()
-        for values in said:
-            vector = await self._search.embed(values["memory_content"])
+        for values, vector in zip(said, vectors, strict=True):
             raw = vector.astype("<f4").tobytes()
             statements.append(
                 Statement(embedding=raw, embedding_model=self._search.model, **values)
@@ -424,6 +426,12 @@ def _check_expiry(field: str, expires_at: dt.datetime | None, now: dt.datetime) 
 def _check_past(as_of: dt.datetime | None, now: dt.datetime) -> None:
     if as_of is not None and as_of > now:
         raise HubError.invalid("as_of", "must not lie in the future")
+
+
+def _check_lasts(memory: Row, now: dt.datetime) -> None:
+    """Refuse what is over: in the place of another it would leave nothing to recall."""
+    if memory["expires_at"] is not None and memory["expires_at"] <= now:
+        raise HubError(Reason.REASON_MEMORY_STATUS, status="expired")
 
 
 def _check_status(memory: Row, allowed: Sequence[str]) -> None:

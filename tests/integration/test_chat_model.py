@@ -685,7 +685,7 @@ async def line(hub: Hub, tenant: Tenant) -> AsyncIterator[Line]:
     line.close()
 
 
-async def _run(line: Line, machine: Any, **values: Any) -> None:
+async def run_machine(machine: Any, **values: Any) -> None:
     """Run the machine in a thread, while the hub serves on this loop."""
     how = settings(
         deadline=None,
@@ -700,8 +700,7 @@ async def _run(line: Line, machine: Any, **values: Any) -> None:
 
 async def test_the_hub_answers_as_the_model_does(line: Line) -> None:
     """In 20 lives of two users, each of up to 40 calls."""
-    await _run(
-        line,
+    await run_machine(
         lambda: ChatMachine(line),
         max_examples=20,
         stateful_step_count=40,
@@ -716,5 +715,5 @@ async def test_the_hub_answers_as_the_model_does_for_long(line: Line) -> None:
     lives = int(os.environ.get("CAMPAIGN_LIVES") or 500)
     print(f"\nseed {number}")  # noqa: T201
     machine = seed(number)(lambda: ChatMachine(line))
-    await _run(line, machine, max_examples=lives, stateful_step_count=80)
+    await run_machine(machine, max_examples=lives, stateful_step_count=80)
     print(f"{line.outcomes.total():,} calls: {dict(sorted(line.outcomes.items()))}")  # noqa: T201

@@ -45,6 +45,7 @@ from hub_client.v1 import (
     User,
 )
 from hub_server.jobs import memory_expiry
+from hub_server.memory.turn import Turn
 from tests.support import Hub, Tenant, running_hub
 
 _FACT = MemoryType.MEMORY_TYPE_FACT
@@ -123,6 +124,27 @@ async def test_racing_writers_of_one_text_leave_one_memory(
     for _ in range(_WRITERS - 1):
         sure += (1 - sure) * 0.5 / 2
     assert memory.confidence_score == pytest.approx(sure)
+
+
+async def test_without_turns_two_writers_of_one_text_would_leave_two(
+    tenant: Tenant, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: where both look before either writes, neither knows of the other."""
+    both, known = asyncio.Barrier(2), Turn.known
+
+    async def begin(connection: Any, caller: Any, user_id: str, clock: Any) -> Turn:
+        seq: Any = None
+        return Turn(connection, caller, user_id, clock(), seq)
+
+    async def met(turn: Turn, *asked: Any) -> Any:
+        found = await known(turn, *asked)
+        await both.wait()
+        return found
+
+    monkeypatch.setattr(Turn, "begin", begin)
+    monkeypatch.setattr(Turn, "known", met)
+    await asyncio.gather(*(_remember(tenant.client, user, "Drinks tea.") for _ in range(2)))
+    assert len(await _listed(tenant, user)) == 2
 
 
 @pytest.mark.parametrize(
@@ -388,6 +410,63 @@ async def test_expired_memories_are_deleted_after_their_grace(tenant: Tenant, us
         await _got(tenant, old)
     assert (await _got(tenant, young)).memory_content == "Young."
     assert [one.memory_id for one in await _listed(tenant, user)] == [kept.memory_id]
+
+
+async def test_a_memory_that_cannot_be_deleted_keeps_no_other(tenant: Tenant, user: User) -> None:
+    """It is passed over, and goes the next time."""
+    stuck, other = [
+        (await _remember(tenant.client, user, text)).memory for text in ("Stuck.", "Other.")
+    ]
+    expire = "UPDATE memory_store SET expires_at = now() - %s WHERE memory_id = %s"
+    for one, days in ((stuck, 99), (other, 31)):
+        await asyncio.to_thread(tenant.hub.sql, expire, dt.timedelta(days=days), one.memory_id)
+    await asyncio.to_thread(
+        tenant.hub.sql,
+        "CREATE FUNCTION stuck() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'stuck'; END $$;"
+        "CREATE TRIGGER stuck BEFORE UPDATE ON memory_store FOR EACH ROW "
+        f"WHEN (OLD.memory_id = '{stuck.memory_id}') EXECUTE FUNCTION stuck()",
+    )
+    try:
+        assert await memory_expiry.purge(tenant.hub.database) == 1
+    finally:
+        await asyncio.to_thread(tenant.hub.sql, "DROP FUNCTION stuck CASCADE")
+    assert (await _got(tenant, stuck)).memory_content == "Stuck."
+    with pytest.raises(NotFoundError):
+        await _got(tenant, other)
+    assert await memory_expiry.purge(tenant.hub.database) == 1
+
+
+async def test_what_has_expired_takes_nobodys_place(
+    owner_url: str, hub: Hub, tmp_path: Path
+) -> None:
+    """It is restored or accepted only with a later expiry: or nothing would be recalled."""
+    clock = Clock()
+    async with running_hub(owner_url, tmp_path, clock=clock) as own:
+        tenant = await own.new_tenant()
+        user = await tenant.new_user()
+        about: dict[str, Any] = {"memory_key": "drink"}
+        ends = {**about, "expires_at": clock.now + _DAY}
+        old = (await _remember(tenant.client, user, "Drinks tea.", **ends)).memory
+        new = (await _remember(tenant.client, user, "Drinks coffee.", **about)).memory
+        guess = await _remember(tenant.client, user, "Drinks mate.", source=_INFERRED, **ends)
+        clock.now += 2 * _DAY
+        restore = RestoreMemoryRequest(memory_id=old.memory_id)
+        accept = AcceptMemoryRequest(memory_id=guess.memory.memory_id)
+        for ask in (
+            tenant.client.memory.restore_memory(restore),
+            tenant.client.memory.accept_memory(accept),
+        ):
+            with pytest.raises(MemoryStatusError) as caught:
+                await ask
+            assert caught.value.metadata["status"] == "expired"
+        assert [one.memory_id for one in await _listed(tenant, user)] == [new.memory_id]
+        assert "CONTRADICTION" not in await _findings(tenant, user)
+        request = UpdateMemoryRequest(memory_id=old.memory_id)
+        request.update_mask.paths.append("expires_at")
+        await tenant.client.memory.update_memory(request)
+        await tenant.client.memory.restore_memory(restore)
+        assert [one.memory_id for one in await _listed(tenant, user)] == [old.memory_id]
 
 
 async def test_the_report_tells_what_to_clean(owner_url: str, hub: Hub, tmp_path: Path) -> None:
