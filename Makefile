@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test lint format protos check-protos lock clean bench-echo bench-tenancy bench-cranfield bench-search \
-  bench-pgvector bench-spaces bench-login bench-append campaign-isolation campaign-chat campaign-model \
+  bench-pgvector bench-spaces bench-login bench-append bench-context campaign-isolation campaign-chat campaign-model \
   campaign-index campaign-freshness
 
 help: ## List the targets.
@@ -71,6 +71,9 @@ bench-spaces: $(READY) ## Measure the memory of 2,000 spaces under a budget of 6
 
 bench-pgvector: $(READY) ## Measure vectors searched by pgvector beside views; minutes (SIZES="1000 10000").
 	@$(BIN)/python -m scripts.bench.pgvector $(if $(SIZES),--sizes $(SIZES))
+
+bench-context: $(READY) ## Measure BuildContext and Recall for a user of whom much is known; minutes.
+	@$(BIN)/python -m scripts.bench.context
 
 bench-login: $(READY) ## Measure what time tells of a login, and what a flood of logins costs others.
 	@$(BIN)/python -m scripts.bench.login

@@ -1921,7 +1921,10 @@ class ContextEntry(_message.Message):
     item_id: _builtins.str
     """The memory, chunk or message. Empty = the part as a whole."""
     score: _builtins.float
-    """How well it fits, 0 to 1; 0 of messages that were not searched for."""
+    """How well it fits, 0 to 1: of a memory as in Recall, of others as the search finds
+    it; 0 of the newest messages, which were not searched for. Comparable within one
+    part of one context only.
+    """
     token_count: _builtins.int
     """Its tokens."""
     reason: Global___ContextReason.ValueType
@@ -1976,7 +1979,7 @@ class Context(_message.Message):
 
     @_builtins.property
     def ledger(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContextEntry]:
-        """All that was considered."""
+        """All that was considered, each once, and parts that are switched off."""
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
@@ -2006,7 +2009,7 @@ Global___Context: _TypeAlias = Context  # noqa: Y015
 @_typing.final
 class ContextShares(_message.Message):
     """What each part of a context may take before the others are asked, as a share of
-    the budget; together at most 1.
+    the budget; together at most 1, absent ones included.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -2061,16 +2064,23 @@ class BuildContextRequest(_message.Message):
     session_id: _builtins.str
     """The session. Required."""
     query: _builtins.str
-    """What to look for, at most 8,000 characters. Empty = the last message of the user."""
+    """What to look for, at most 8,000 characters. Empty = the session's last message of
+    the role `user`, its first 8,000 characters; without one, nothing is looked for,
+    and the context is history alone.
+    """
     token_budget: _builtins.int
     """Greatest number of tokens, 1 to 1,000,000. Required."""
     model_name: _builtins.str
-    """The model it is for, at most 200 characters; kept with the record."""
+    """The model it is for, at most 200 characters; kept with the record. Tokens are
+    counted by the hub's tokenizer, whatever the model.
+    """
     min_score: _builtins.float
-    """Leaves out memories and chunks with a lower score, 0 to 1."""
+    """Leaves out memories and chunks with a lower score, 0 to 1. Messages have none
+    that counts here.
+    """
     @_builtins.property
     def shares(self) -> Global___ContextShares:
-        """What each part may take first."""
+        """What each part may take first. Absent = see ContextShares."""
 
     def __init__(
         self,

@@ -350,10 +350,15 @@ class ChatServiceServicer:
         """Builds what a model needs to answer: memories, knowledge and the session's
         history, within a budget of tokens, and keeps a record of it.
 
+        Considered are the 50 memories and 50 chunks that fit the query best, the newest
+        messages (of the type `text`) as far as the budget could reach and at most 400,
+        and up to 50 older ones that fit the query (where the tenant's `message_search`
+        is on).
+
         First each part takes up to its share: history from its newest message backwards
         without gaps, memories and chunks from the best down. What is left goes to more
         memories, more chunks, more history, and then to older messages that fit the
-        query (where the tenant's `message_search` is on). Messages are never cut.
+        query. Nothing is cut: what does not fit whole is left out.
         Chunks that follow one another in a document are one block, in which an overlap
         is said once. A memory whose text, or whose own message, is in the context
         already is left out. The blocks come in a fixed order: memories best first,

@@ -302,7 +302,7 @@ class Memory(_message.Message):
     """The version. A value that is not the current one is ETAG_MISMATCH in a change."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """When it stops being recalled. Absent = never."""
+        """When it stops being recalled; 30 days later it is deleted. Absent = never."""
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:

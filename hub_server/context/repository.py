@@ -62,6 +62,7 @@ _PARTS: Final = {
        NULL::timestamptz AS created_at, NULL::timestamptz AS reinforced_at,
        NULL::int AS revision, NULL::text AS said_by""",
 }
+# Each message is looked up by its id: the lineage first would be a look at the whole session.
 _CHUNKS_AND_MESSAGES: Final = """
 UNION ALL
 SELECT 'knowledge', k.chunk_id::text, k.content, k.document_id::text, k.chunk_index, k.start_char,
@@ -77,10 +78,14 @@ UNION ALL (
 SELECT 'history' AS part, m.message_id::text, m.content, NULL::text, m.seq::int, NULL::int,
        NULL::text, NULL::text, NULL::text[], m.role,
        {no_memory}
-FROM lineage
-JOIN chat_messages m ON m.tenant_id = :tenant_id ::uuid AND m.session_id = lineage.session_id
-    AND m.seq > lineage.after AND m.seq <= lineage.last
-WHERE m.message_id = ANY (:message_ids ::uuid[]) AND m.content IS NOT NULL)
+FROM unnest(:message_ids ::uuid[]) AS given (message_id)
+CROSS JOIN LATERAL (
+    SELECT * FROM chat_messages m
+    WHERE m.tenant_id = :tenant_id ::uuid AND m.message_id = given.message_id
+      AND m.content IS NOT NULL
+    LIMIT 1) m
+JOIN lineage ON lineage.session_id = m.session_id
+    AND m.seq > lineage.after AND m.seq <= lineage.last)
 """
 # What is proposed, as far as it may be shown now.
 _FOUND: Final = HotStatement(

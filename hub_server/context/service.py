@@ -5,9 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hub_server.caller import Caller
 from hub_server.context.assembling import (
     SHARES,
@@ -31,10 +28,12 @@ from hub_server.rows import Row, owned
 from hub_server.search import Hit, Query, Search, Source
 from hub_server.tokenizer import Tokenizer
 
-# Of each part so many are considered: far more than fit into most budgets.
+# Of each kind so many are considered: far more than fit into most budgets. Of the messages found
+# those count that are of the session.
 _MOST_FOUND: Final = 50
+_MOST: Final = {"memory": _MOST_FOUND, "knowledge": _MOST_FOUND, "messages": 200}
 _MOST_MESSAGES: Final = 400
-_MOST_OLDER: Final = 200
+_COUNTED: Final = 32  # messages of the tail whose tokens are counted at a time
 # A token is some four bytes; a tail that is shorter in bytes than this cannot fill the budget.
 _BYTES_PER_TOKEN: Final = 16
 _LONGEST_QUERY: Final = 8000  # characters, as in a search
@@ -100,7 +99,8 @@ class Contexts:
         state = rows[0]
         tail = [row for row in rows if row["message_id"] is not None]
         query, served = _query(asked, tail)
-        found, told = await self._found(caller, asked, state, tail, query)
+        reached = await self._reaching(tail, asked.token_budget)
+        found, told = await self._found(caller, asked, state, reached, query)
         kept, ledger = assemble(found, asked.token_budget, asked.shares, asked.min_score)
         made = await self._blocks(kept)
         scores = [(item.item_id, item.score) for item in kept if item.part == "knowledge"]
@@ -160,15 +160,25 @@ class Contexts:
         owned(caller, rows[0] if rows else None, "session")
         return rows
 
+    async def _reaching(self, tail: Sequence[Row], budget: int) -> Sequence[Row]:
+        """Return the newest messages with their tokens, up to where no more can be kept."""
+        reached: list[Row] = []
+        used = 0
+        for start in range(0, len(tail), _COUNTED):
+            some = tail[start : start + _COUNTED]
+            counts = await self._tokenizer.counts([row["content"] for row in some])
+            reached += [{**row, "tokens": count} for row, count in zip(some, counts, strict=True)]
+            used += sum(counts)
+            if used > budget:
+                break
+        return reached
+
     async def _found(
         self, caller: Caller, asked: Asked, state: Row, tail: Sequence[Row], query: str
     ) -> tuple[Considered, Mapping[str, Row]]:
         """Return all that may go into a context, and the rows it is made of by id."""
-        memories, chunks, older = await asyncio.gather(
-            self._proposed(caller, state, "memory", query, _MOST_FOUND),
-            self._proposed(caller, state, "knowledge", query, _MOST_FOUND),
-            self._proposed(caller, state, "messages", query, _MOST_OLDER),
-        )
+        proposed = await self._proposed(caller, state, query)
+        memories, chunks, older = (proposed.get(kind, ()) for kind in _MOST)
         now = self._clock()
         async with self._database.statement(caller) as connection:
             rows = await ContextRepository(connection, caller.tenant_id).found(
@@ -179,10 +189,11 @@ class Contexts:
                 chunk_ids=[one.row_id for one in chunks],
                 message_ids=[one.row_id for one in older],
             )
-        told = {row["item_id"]: row for row in rows}
-        told |= {row["message_id"]: _as_found(row) for row in tail}
+        in_tail = {row["message_id"]: row["tokens"] for row in tail}
+        told = {row["item_id"]: row for row in rows if row["item_id"] not in in_tail}
         counts = await self._tokenizer.counts([row["text"] for row in told.values()])
-        tokens = dict(zip(told, counts, strict=True))
+        tokens = dict(zip(told, counts, strict=True)) | in_tail
+        told |= {row["message_id"]: _as_found(row) for row in tail}
         items = {name: _item(row, tokens[name]) for name, row in told.items()}
         hits = [Hit(told[one.row_id], one) for one in memories if one.row_id in told]
         best = scored(hits, Weights(), now, self._rules.half_life)
@@ -196,20 +207,31 @@ class Contexts:
         return considered, told
 
     async def _proposed(
-        self, caller: Caller, state: Row, kind: str, text: str, limit: int
-    ) -> Sequence[Candidate]:
-        """Return what a view proposes; nothing for a part that is off, or without a query."""
-        own = state | (state["spaces"] or {}).get(kind, {"last_seq": 0})
-        if not text or not own["last_seq"] or not _is_on(state, kind):
-            return []
-        source = self._sources[kind](caller, state["user_id"], own)
-        query = Query(text, await self._vector(source, text))
-        return await self._search.candidates(source.space, own, query, limit, source.pull)
+        self, caller: Caller, state: Row, text: str
+    ) -> Mapping[str, Sequence[Candidate]]:
+        """Return what each view proposes; nothing for a part that is off, or without a query.
 
-    async def _vector(self, source: Source, text: str) -> NDArray[np.float32] | None:
-        """Return the vector to look for; None = by words alone, as in a space of no model."""
-        model = source.space.embedding_model
-        return (await self._search.embed_all([text], model))[0] if model else None
+        The query is embedded once for each model: that takes longer than to search.
+        """
+        spaces = state["spaces"] or {}
+        sources = {
+            kind: self._sources[kind](caller, state["user_id"], state | spaces[kind])
+            for kind in _MOST
+            if text and kind in spaces and spaces[kind]["last_seq"] and _is_on(state, kind)
+        }
+        models = sorted({one.space.embedding_model for one in sources.values()} - {""})
+        embedded = await asyncio.gather(*(self._search.embed_all([text], one) for one in models))
+        vectors = {model: found[0] for model, found in zip(models, embedded, strict=True)}
+
+        async def search(kind: str, source: Source) -> Sequence[Candidate]:
+            # Of a space of no model by words alone.
+            query = Query(text, vectors.get(source.space.embedding_model))
+            return await self._search.candidates(
+                source.space, source.state, query, _MOST[kind], source.pull
+            )
+
+        found = await asyncio.gather(*(search(*one) for one in sources.items()))
+        return dict(zip(sources, found, strict=True))
 
     async def _blocks(self, kept: Sequence[Item]) -> list[Block]:
         """Return the blocks; a run of chunks counts what its text does, without the overlaps."""

@@ -64,10 +64,12 @@ def run_demo(**environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_demo_tells_its_whole_story() -> None:
-    """It ends with 0 after everything was found again behind a restart."""
+    """It ends with 0 after a restart, a context, and a user who was erased and brought back."""
     demo = run_demo()
     assert demo.returncode == 0, demo.stdout + demo.stderr
-    assert "search results: all there" in demo.stdout
+    for said in ("search results: all there", "its record: all there", "Recall: NOT_FOUND"):
+        assert said in demo.stdout
+    assert "records: all there" in demo.stdout
 
 
 def test_the_demo_fails_when_the_hub_does_not_start() -> None:
