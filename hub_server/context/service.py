@@ -236,7 +236,11 @@ class Contexts:
     async def _blocks(self, kept: Sequence[Item]) -> list[Block]:
         """Return the blocks; a run of chunks counts what its text does, without the overlaps."""
         runs = list(blocks(kept))
-        counts = await self._tokenizer.counts([joined(run) for run in runs])
+        counts = [run[0].tokens for run in runs]
+        longer = [place for place, run in enumerate(runs) if len(run) > 1]
+        joint = await self._tokenizer.counts([joined(runs[place]) for place in longer])
+        for place, count in zip(longer, joint, strict=True):
+            counts[place] = count
         # A vocabulary may count two texts together as more than apart; what was budgeted holds.
         made = zip(runs, counts, strict=True)
         return [block for run, count in made for block in _whole_or_apart(run, count)]

@@ -281,11 +281,11 @@ async def timed(series: Series, key: str, seconds: float) -> Sequence[float]:
 
 def table(rounds: Mapping[str, Sequence[Sequence[float]]]) -> str:
     """Return a line for each series, and for the sums of the parts."""
-    lines = [f"{'':36}{'p50':>22}{'p95':>24}{'p50 / parts':>13}"]
+    lines = [f"{'':30}{'p50':>30}{'p95':>30}{'p50 / parts':>13}"]
     parts = {name: CONTEXT_PARTS for name in rounds if name.startswith("BuildContext")}
     for name, times in rounds.items():
-        line = f"{name:36}" + "".join(
-            f"{_spread([percentile(one, part) * 1000 for one in times]):>24}"
+        line = f"{name:32}" + "".join(
+            f"{_spread([percentile(one, part) * 1000 for one in times]):>30}"
             for part in (0.5, 0.95)
         )
         if name in parts:
