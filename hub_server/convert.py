@@ -3,9 +3,10 @@
 import datetime as dt
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
-from google.protobuf import json_format, struct_pb2, timestamp_pb2
+from google.protobuf import struct_pb2, timestamp_pb2
 
 from hub_server.errors import HubError
 
@@ -37,7 +38,7 @@ def struct_to_pb(value: dict[str, Any] | None) -> struct_pb2.Struct | None:
     if not value:
         return None
     message = struct_pb2.Struct()
-    json_format.ParseDict(value, message, max_recursion_depth=_DEEPEST * 4)
+    _fill_struct(message, value)
     return message
 
 
@@ -48,6 +49,31 @@ def struct_from_pb(field: str, value: struct_pb2.Struct) -> dict[str, Any]:
     NUL, values that are not set, and more than 32 levels.
     """
     return {_text(field, key): _value(field, item, 1) for key, item in value.fields.items()}
+
+
+def _fill_struct(message: struct_pb2.Struct, value: Mapping[str, Any]) -> None:
+    for name, item in value.items():
+        _fill_value(message.fields[name], item)
+
+
+def _fill_value(message: struct_pb2.Value, value: Any) -> None:
+    """Set what JSON holds. Not json_format, which takes three times as long: every hit has some."""
+    match value:
+        case None:
+            message.null_value = struct_pb2.NULL_VALUE
+        case bool():
+            message.bool_value = value
+        case str():
+            message.string_value = value
+        case dict():
+            message.struct_value.SetInParent()  # or an empty one would be no value
+            _fill_struct(message.struct_value, value)
+        case list():
+            message.list_value.SetInParent()
+            for item in value:
+                _fill_value(message.list_value.values.add(), item)
+        case _:
+            message.number_value = value
 
 
 def _value(field: str, value: struct_pb2.Value, depth: int) -> Any:

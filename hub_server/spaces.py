@@ -11,8 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hub_server.database import identifier, tenant_table, timestamp
-from hub_server.identity.models import user_configs, users
+from hub_server.database import HotStatement, identifier, tenant_table, timestamp
 from hub_server.rows import Row
 
 KINDS: Final = ("knowledge", "memory", "messages")
@@ -52,6 +51,18 @@ reembeddings = tenant_table(
 )
 
 
+# Every search begins with it.
+_STATE: Final = HotStatement("""
+SELECT u.is_active AS user_is_active, f.enable_rag, f.preferred_language,
+       coalesce(s.last_seq, 0) AS last_seq, s.embedding_model
+FROM users u
+JOIN user_configs f ON f.tenant_id = u.tenant_id AND f.user_id = u.user_id
+LEFT JOIN spaces s
+    ON s.tenant_id = u.tenant_id AND s.user_id = u.user_id AND s.kind = :kind ::text
+WHERE u.tenant_id = :tenant_id ::uuid AND u.user_id = :user_id ::uuid AND u.deleted_at IS NULL
+""")
+
+
 async def next_seq(connection: AsyncConnection, tenant_id: str, user_id: str, kind: str) -> int:
     """Take the next seq of a space; holds the space until the transaction ends."""
     statement = (
@@ -85,27 +96,6 @@ async def state(connection: AsyncConnection, tenant_id: str, user_id: str, kind:
     Columns: user_is_active, enable_rag, preferred_language, last_seq (0 = nothing written yet),
     embedding_model (None = none yet).
     """
-    query = (
-        sa.select(
-            users.c.is_active.label("user_is_active"),
-            user_configs.c.enable_rag,
-            user_configs.c.preferred_language,
-            sa.func.coalesce(spaces.c.last_seq, 0).label("last_seq"),
-            spaces.c.embedding_model,
-        )
-        .select_from(
-            users.join(user_configs, _same_user(user_configs)).outerjoin(
-                spaces, sa.and_(_same_user(spaces), spaces.c.kind == kind)
-            )
-        )
-        .where(
-            users.c.tenant_id == tenant_id,
-            users.c.user_id == user_id,
-            users.c.deleted_at.is_(None),
-        )
-    )
-    return (await connection.execute(query)).mappings().first()
-
-
-def _same_user(table: sa.FromClause) -> sa.ColumnElement[bool]:
-    return sa.and_(table.c.tenant_id == users.c.tenant_id, table.c.user_id == users.c.user_id)
+    parameters = {"tenant_id": tenant_id, "user_id": user_id, "kind": kind}
+    rows = await _STATE.rows(connection, parameters)
+    return rows[0] if rows else None
