@@ -1,6 +1,7 @@
 """The word index against the package bm25s."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import bm25s
 import hypothesis.strategies as st
@@ -9,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 
 from hub_server.retrieval.bm25 import Bm25Index
+from hub_server.retrieval.text import analyzer
+from scripts.bench import cranfield
 
 _TERMS = st.lists(st.sampled_from("abcdefgh"), max_size=12)
 
@@ -68,6 +71,40 @@ def test_scores_are_those_of_bm25s_on_longer_rows() -> None:
         del rows[label]
     for query in (["t1"], ["t1", "t2", "t2", "t77"], [f"t{n}" for n in range(1, 60)]):
         assert _scores(index, query) == pytest.approx(_reference(rows, query), abs=1e-4)
+
+
+def _collections() -> dict[str, tuple[Sequence[str], Sequence[str]]]:
+    """Return texts and queries, by name; Cranfield is not in the repository."""
+    license_text = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
+    paragraphs = [part for part in license_text.split("\n\n") if part.strip()]
+    found: dict[str, tuple[Sequence[str], Sequence[str]]] = {}
+    found["license"] = (paragraphs, license_text.splitlines())
+    if (cranfield.FOLDER / "cran.all.1400").exists():
+        read = cranfield.read(cranfield.FOLDER)
+        found["cranfield"] = ([f"{one.title}\n{one.text}" for one in read.abstracts], read.queries)
+    return found
+
+
+_COLLECTIONS = _collections()
+
+
+@pytest.mark.parametrize("name", _COLLECTIONS)
+def test_scores_are_those_of_bm25s_on_texts(name: str) -> None:
+    """Each text has the score for each query that bm25s gives it, of the same terms."""
+    texts, queries = _COLLECTIONS[name]
+    rules = analyzer("en")
+    rows = [rules.terms(text) for text in texts]
+    index = _build(dict(enumerate(rows)))
+    reference = bm25s.BM25(method="lucene")
+    reference.index(rows, show_progress=False)
+    for query in queries:
+        terms = rules.query_terms(query)
+        labels, scores = index.top(terms, len(rows))
+        ours = np.zeros(len(rows))
+        ours[labels] = scores
+        known = [term for term in terms if term in reference.vocab_dict]
+        theirs = reference.get_scores(known) if known else np.zeros(len(rows))
+        assert np.abs(ours - theirs).max() <= 1e-4
 
 
 def test_best_come_first_and_ties_by_label() -> None:
