@@ -173,6 +173,24 @@ async def test_what_says_the_same_reinforces(
     assert (await _remember(tenant.client, user, second, memory_type=other_type)).outcome == 1
 
 
+async def test_the_later_expiry_is_kept(tenant: Tenant, user: User) -> None:
+    """Whichever came first; and none is later than any."""
+    soon, late = (dt.datetime(year, 1, 1, tzinfo=dt.UTC) for year in (2090, 2099))
+    for text, times, kept in (
+        ("One.", (soon, late), late),
+        ("Two.", (late, soon), late),
+        ("Three.", (soon, None), None),
+        ("Four.", (None, soon), None),
+    ):
+        for expires_at in times:
+            result = await _remember(tenant.client, user, text, expires_at=expires_at)
+        memory = result.memory
+        assert memory.reinforcement_count == 1
+        assert (
+            memory.expires_at.ToDatetime(dt.UTC) if memory.HasField("expires_at") else None
+        ) == kept
+
+
 async def test_the_user_outranks_what_is_inferred(tenant: Tenant, user: User) -> None:
     """An inference against the user's word is a proposal, which he may accept or reject."""
     said = await _remember(tenant.client, user, "Drinks tea.", memory_key="drink")

@@ -27,6 +27,8 @@ _FACTS: Final[Mapping[str, Any]] = {
     "limit": "3",
     "subject": "max_sessions",
     "last_seq": "7",
+    "status": "active",
+    "id": "an id",
 }
 _KEY: Final = "grpc-status-details-bin"
 _VIOLATIONS: Final = [("email", "is required"), ("password", "is required")]
