@@ -2,7 +2,8 @@
 
 A piece is cut where Markdown or sense would, and holds nothing of another section: a piece that
 speaks of two things is found by neither. But sections of a few words are taken together with the
-next, until they are worth a piece of their own.
+next, until they are worth a piece of their own. The last two pieces of a section are alike:
+were the last but one filled to the brim, a few words could be left for the last.
 
 A splitter asks for the size of a passage some 6,000 times for a megabyte of text, of passages
 that overlap: counting tokens anew each time takes 4 to 10 seconds of computing (MiniLM; 4 MiB took
@@ -14,6 +15,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, takewhile
+from math import ceil
 from typing import Final, NamedTuple
 
 from semantic_text_splitter import MarkdownSplitter
@@ -85,6 +87,7 @@ class _Block:
     def __init__(self, text: str, start: int, end: int, count_tokens: CountTokens) -> None:
         self._text = text[start:end]
         self._start = start
+        self._goes_on = end < len(text)
         matches = list(_WORD.finditer(self._text))
         words = [match.group() for match in matches]
         self._words = [start + match.start() for match in matches]
@@ -136,16 +139,45 @@ class _Block:
         body = next((one.body for one in group if one.body < one.end), start)
         above = self._size(start, body)
         if 0 < above < most // 2:
-            first, *others = self._split(body, self._reach(body, 2 * most, end), chunking, above)
+            least = self._even(start, end, chunking)
+            reach = self._reach(body, 2 * most, end)
+            first, *others = self._split(body, reach, chunking, least, above)
             if others:
                 yield start, first[1]
                 start = others[0][0]
-        yield from self._split(start, end, chunking, 0)
+        yield from self._evened(start, end, chunking)
+
+    def _evened(self, start: int, end: int, chunking: Chunking) -> list[tuple[int, int]]:
+        """Return the pieces between two places, the last two of them alike.
+
+        But not where the block ends and the text goes on: the last is cut anew.
+        """
+        found = list(self._split(start, end, chunking, chunking.max_tokens, 0))
+        is_cut_off = self._goes_on and end == self._start + len(self._text)
+        if len(found) > 1 and not is_cut_off:
+            start = found[-2][0]
+            least = self._even(start, end, chunking)
+            two = list(self._split(start, end, chunking, least, 0))
+            if len(two) <= len(found[-2:]):
+                found[-2:] = two
+        return found
+
+    def _even(self, start: int, end: int, chunking: Chunking) -> int:
+        """Return the tokens of each of two pieces that are alike, or the most there may be.
+
+        nDCG@10 on Cranfield, with the last piece of an abstract as it comes and with these:
+        wordllama .3996 and .4038, MiniLM .4347 and .4350.
+        """
+        both = self._size(start, end) + chunking.overlap_tokens
+        return min(ceil(both / 2), chunking.max_tokens)
 
     def _split(
-        self, start: int, end: int, chunking: Chunking, less: int
+        self, start: int, end: int, chunking: Chunking, least: int, less: int
     ) -> Iterator[tuple[int, int]]:
-        """Yield the pieces between two places, smaller by so many tokens than they may be."""
+        """Yield the pieces between two places, smaller by ``less`` tokens than they may be.
+
+        Each ends where sense would end it, once it has ``least`` tokens with those.
+        """
         passage = self._passage(start, end)
 
         def size(part: str) -> int:
@@ -153,9 +185,9 @@ class _Block:
             place = start + passage.find(part)
             return self._size(place, place + len(part))
 
-        splitter = MarkdownSplitter.from_callback(
-            size, chunking.max_tokens - less, chunking.overlap_tokens
-        )
+        overlap = chunking.overlap_tokens
+        sizes = max(least - less, overlap + 1), chunking.max_tokens - less
+        splitter = MarkdownSplitter.from_callback(size, sizes, overlap)
         for offset, part in splitter.chunk_indices(passage):
             yield start + offset, start + offset + len(part)
 

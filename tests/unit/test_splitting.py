@@ -144,6 +144,18 @@ def test_a_piece_repeats_the_end_of_the_one_before() -> None:
     assert all(text[piece.start : piece.end] == piece.content for piece in pieces)
 
 
+@pytest.mark.parametrize("heading", ["", "# A\n"])
+@pytest.mark.parametrize(("sentences", "overlap"), [(45, 0), (45, 20), (90, 0)])
+def test_the_last_two_pieces_are_alike(heading: str, sentences: int, overlap: int) -> None:
+    """A section a little too large for its pieces does not end in one of a few words."""
+    text = heading + " ".join(f"Sentence number {number} is here." for number in range(sentences))
+    *full, last_but_one, last = (
+        len(piece.content.split()) for piece in cut(text, Chunking(200, overlap))
+    )
+    assert abs(last_but_one - last) <= 10
+    assert all(size > 190 for size in full)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_pieces_fit_the_model(model: str) -> None:
     """No piece of a text in words is larger than it may be, and few are much smaller."""
