@@ -156,11 +156,7 @@ class MemoryWrites:
         await self._connection.execute(emptied)
 
     async def touch(self, memory_ids: Sequence[str]) -> None:
-        """Note that memories were recalled; those that others change right now are left out.
-
-        They are looked for once, as an array: where Postgres has no statistics yet it would look
-        for them again for each memory of the user, which took seconds with 2,000.
-        """
+        """Note that memories were recalled; those that others change right now are left out."""
         free = (
             sa.select(memory_store.c.memory_id)
             .where(*self._is_own(), memory_store.c.memory_id == any_id(memory_ids))
