@@ -183,12 +183,11 @@ async def test_the_later_expiry_is_kept(tenant: Tenant, user: User) -> None:
         ("Four.", (None, soon), None),
     ):
         for expires_at in times:
-            result = await _remember(tenant.client, user, text, expires_at=expires_at)
-        memory = result.memory
+            await _remember(tenant.client, user, text, expires_at=expires_at)
+        (memory,) = [one for one in await _listed(tenant, user) if one.memory_content == text]
         assert memory.reinforcement_count == 1
-        assert (
-            memory.expires_at.ToDatetime(dt.UTC) if memory.HasField("expires_at") else None
-        ) == kept
+        ends = memory.expires_at.ToDatetime(dt.UTC) if memory.HasField("expires_at") else None
+        assert ends == kept
 
 
 async def test_the_user_outranks_what_is_inferred(tenant: Tenant, user: User) -> None:
