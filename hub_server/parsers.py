@@ -12,6 +12,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 PDF: Final = "application/pdf"
@@ -157,8 +158,16 @@ def _limit(megabytes: int, seconds: int) -> None:
 
 
 def _taken() -> float:
-    """Return how many MB this process had at most; on Linux, where the limit of memory holds."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Return how many MB this process had at most; on Linux, where the limit of memory holds.
+
+    Not getrusage: there a process begins with what the one had that started it.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0.0
+    peak = re.search(r"VmHWM:\s*(\d+) kB", status)
+    return int(peak[1]) / 1024 if peak else 0.0
 
 
 def main() -> int:

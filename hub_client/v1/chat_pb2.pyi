@@ -2009,7 +2009,7 @@ Global___Context: _TypeAlias = Context  # noqa: Y015
 @_typing.final
 class ContextShares(_message.Message):
     """What each part of a context may take before the others are asked, as a share of
-    the budget; together at most 1, absent ones included.
+    the budget; those that are given at most 1 together.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

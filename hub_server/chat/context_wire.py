@@ -52,13 +52,10 @@ def context_to_pb(context: Context) -> pb.Context:
 
 
 def _shares(given: pb.ContextShares) -> Mapping[Part, float]:
-    shares = dict(SHARES)
-    for part in shares:
-        if given.HasField(part):
-            shares[part] = getattr(given, part)
-    if given.ListFields() and sum(shares.values()) > 1 + 1e-9:  # as .2 + .3 + .5 may be
-        raise HubError.invalid("shares", "must be at most 1 together, absent ones included")
-    return shares
+    named = {part: getattr(given, part) for part in SHARES if given.HasField(part)}
+    if sum(named.values()) > 1:
+        raise HubError.invalid("shares", "must be at most 1 together")
+    return {**SHARES, **named}
 
 
 def _block_to_pb(told: Told) -> pb.ContextBlock:

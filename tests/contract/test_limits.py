@@ -1,7 +1,7 @@
 """Every limit that the protos declare is enforced: cases are made from the descriptors."""
 
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import pytest
@@ -9,7 +9,7 @@ from google.protobuf import timestamp_pb2
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 
-from hub_client.v1 import Level, RememberRequest, options_pb2
+from hub_client.v1 import Level, RememberRequest, SearchQuery, options_pb2
 from tests.contract.breaches import Case, breaches, extremes, fields_of, limits_of
 from tests.contract.samples import World, sample
 from tests.contract.wire import METHODS, Answer, bearer, call, method_named
@@ -23,7 +23,7 @@ _LIMITED: Final = [
 # Texts that must be more than long: a language of 35 characters there is, a time zone of 1 or 64
 # there is not. A document of 4 MiB takes a minute to embed; tests/unit tries that limit.
 _CONFIGS: Final = ("UpdateUserConfig-config", "UpdateDefaultConfig-config")
-_MEANT: Final = {
+_MEANT: Final[dict[str, Any]] = {
     f"{config}.preferred_language-{limit}": language
     for config in _CONFIGS
     for limit, language in (
@@ -31,6 +31,7 @@ _MEANT: Final = {
         ("max_length", "de-Latn-DE-1996-x-goethe-1-schiller"),
     )
 }
+_MEANT["BatchSearch-queries-max_items"] = [SearchQuery(query="tea")] * 50
 _NOT_CALLED: Final = {
     "IngestDocument-text-max_bytes",
     # They must fit each other and the user's chunks; tests/integration tries them.

@@ -75,8 +75,10 @@ class Inside:
 
     @property
     def subscriptions(self) -> dict[str, Any]:
-        """Who waits for changes, by session."""
-        return dict(self.watches._wakeups._waiting)
+        """Who waits for changes, by session; the hub itself waits for erasures."""
+        waiting = dict(self.watches._wakeups._waiting)
+        waiting.pop("erasures")
+        return waiting
 
 
 @pytest.fixture

@@ -215,7 +215,7 @@ async def test_shares_and_scores_bound_what_comes_in(
     await _remember(tenant, user, "Takes no milk in tea.")
     await _remember(tenant, user, "Owns a bicycle.")
     with pytest.raises(InvalidFieldError) as caught:
-        await _built(tenant, session, 500, shares=ContextShares(memory=0.9))
+        await _built(tenant, session, 500, shares=ContextShares(memory=0.9, history=0.2))
     assert [field for field, _ in caught.value.violations] == ["shares"]
     context = await _built(tenant, session, 500, query="tea with milk", min_score=0.5)
     reasons = {entry.reason for entry in context.ledger if entry.part == _MEMORY}

@@ -106,7 +106,7 @@ _REMEMBER = Creation(
         ),
     ),
     lambda client, request: client.memory.remember(request),
-    "UPDATE memory_store SET memory_content = 'changed', is_active = false, expires_at = now()",
+    "UPDATE memory_store SET memory_content = 'changed', status = 'forgotten', expires_at = now()",
 )
 _INGEST = Creation(
     "IngestDocument",
@@ -200,7 +200,9 @@ async def test_calls_without_an_id_or_with_other_ids_create_each_for_itself(
         with pytest.raises(EmailTakenError):
             await creation.first(tenant.client, user, "two")
     else:
-        await creation.first(tenant.client, user, "two")
+        # What is remembered twice is one memory: see test_remembering.
+        call = creation.other if creation is _REMEMBER else creation.first
+        await call(tenant.client, user, "two")
         assert creation.rows(tenant) == 2
 
 
@@ -280,7 +282,7 @@ async def test_a_call_that_breaks_midway_leaves_no_row_and_the_id_free(
 ) -> None:
     """When the row or its answer cannot be written, neither is, and the id may be spent anew."""
     statements = {
-        "the row": f"INSERT INTO {creation.table} ",
+        "the row": rf"(WITH changed AS \s*\()?INSERT INTO {creation.table} ",
         "the answer": "UPDATE request_ids SET ",
     }
     with rewritten(f"^{statements[broken]}", "nonsense ") as changed:

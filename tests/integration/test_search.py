@@ -288,7 +288,9 @@ def _scaled(scores: dict[int, float], floor: float | None) -> dict[int, float]:
 
 async def _contents(client: AsyncHubClient, user: User) -> dict[str, float]:
     hits = await _search(client, user, _QUERIES[1])
-    return {hit.chunk.content: hit.score for hit in hits}
+    # Of hits as good as the last one it is chance which are within top_k: ids decide.
+    least = hits[-1].score + 1e-5
+    return {hit.chunk.content: hit.score for hit in hits if hit.score > least}
 
 
 async def _search(client: AsyncHubClient, user: User, query: str) -> list[SearchHit]:
