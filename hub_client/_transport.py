@@ -1,7 +1,9 @@
 """How calls travel: credential, time limit, safe retries, errors, pages."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -201,12 +203,18 @@ class AsyncTransport:
             request_serializer=_serialized,
             response_deserializer=response_type.FromString,
         )
+        call = method(timeout=timeout, metadata=self._metadata)
         try:
-            response: _Response | None = await method(
-                _all_retriable(requests), timeout=timeout, metadata=self._metadata
-            )
+            # Not given to gRPC, which would hide what making a request raises.
+            with suppress(asyncio.InvalidStateError):  # the hub has answered already
+                for request in _all_retriable(requests):
+                    await call.write(request)
+                await call.done_writing()
+            response: _Response | None = await call
         except grpc.aio.AioRpcError as error:
             raise _translated(error) from None
+        finally:
+            call.cancel()  # of what is not sent whole, nothing is kept
         if response is None:  # as in `call`
             raise HubError("the answer cannot be read", code=grpc.StatusCode.INTERNAL)
         return response

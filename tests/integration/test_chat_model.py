@@ -699,10 +699,10 @@ async def run_machine(machine: Any, **values: Any) -> None:
 
 
 async def test_the_hub_answers_as_the_model_does(line: Line) -> None:
-    """In 20 lives of two users, each of up to 40 calls."""
+    """In 12 lives of two users, each of up to 40 calls."""
     await run_machine(
         lambda: ChatMachine(line),
-        max_examples=20,
+        max_examples=12,
         stateful_step_count=40,
         derandomize=True,
     )

@@ -73,9 +73,9 @@ _RUNNING, _FINISHED = ErasureState.ERASURE_STATE_RUNNING, ErasureState.ERASURE_S
 
 
 @pytest.fixture
-def operator(hub: Hub) -> AsyncHubClient:
+async def operator(hub: Hub) -> AsyncHubClient:
     """A client with an operator's key."""
-    return hub.client(operator_of(hub))
+    return hub.client(await asyncio.to_thread(operator_of, hub))
 
 
 async def erase(tenant: Tenant, user_id: str) -> Erasure:

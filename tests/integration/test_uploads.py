@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from hub_client.v1 import (
     Document,
     DocumentStatus,
     ListChunksRequest,
+    ListDocumentsRequest,
     RetryDocumentRequest,
     UpdateDocumentRequest,
     UploadDocumentRequest,
@@ -178,6 +179,19 @@ async def test_who_may_not_upload_is_refused_before_he_sends(
             code = await call.code()
     unknown = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.NOT_FOUND)
     assert code == unknown[who == "stranger"]
+
+
+async def test_a_file_that_cannot_be_read_on_leaves_nothing(tenant: Tenant, user: User) -> None:
+    """What its reading raises reaches the caller, and nothing is stored."""
+
+    def broken() -> Iterator[UploadDocumentRequest]:
+        yield UploadDocumentRequest(user_id=user.user_id, file_name="notes", data=b"tea")
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        await tenant.client.knowledge.upload_document(broken())
+    listed = tenant.client.knowledge.list_documents(ListDocumentsRequest(user_id=user.user_id))
+    assert [one async for one in listed] == []
 
 
 async def test_both_clients_upload_files(tenant: Tenant, user: User, tmp_path: Path) -> None:
