@@ -983,8 +983,8 @@ class IdentityClient:
         ends without it is not whole. The hub holds no more than a page of it, and waits
         for a reader who is slow.
 
-        Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (a document was
-        processed anew while its chunks were told: ask again).
+        Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (meanwhile a document
+        was processed anew, its file was read, or ReembedSpace was done: ask again).
         """
         return self._transport.stream(
             "/hub.v1.IdentityService/ExportUser", request, ExportUserResponse, timeout
@@ -1513,8 +1513,8 @@ class AsyncIdentityClient:
         ends without it is not whole. The hub holds no more than a page of it, and waits
         for a reader who is slow.
 
-        Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (a document was
-        processed anew while its chunks were told: ask again).
+        Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (meanwhile a document
+        was processed anew, its file was read, or ReembedSpace was done: ask again).
         """
         return self._transport.stream(
             "/hub.v1.IdentityService/ExportUser", request, ExportUserResponse, timeout

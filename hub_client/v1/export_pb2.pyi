@@ -31,6 +31,10 @@ class ExportRecord(_message.Message):
     before its messages and its forks, a document before its chunks. The summary is
     the last one.
 
+    Left out are secrets (passwords, logins), answers kept for retried calls, the
+    tenant's audit log, what the hub makes anew from these records (views), and a move
+    to another embedding model that is under way: it is to be asked for again.
+
     Written one after the other, each with its length before it, as protobuf's
     delimited streams do, they make a file.
     """
@@ -48,6 +52,9 @@ class ExportRecord(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     RETRIEVAL_FIELD_NUMBER: _builtins.int
     MEMORY_REVISION_FIELD_NUMBER: _builtins.int
+    SPACE_FIELD_NUMBER: _builtins.int
+    FILE_PART_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def user(self) -> Global___ExportedUser:
@@ -94,6 +101,18 @@ class ExportRecord(_message.Message):
         """What a memory was."""
 
     @_builtins.property
+    def space(self) -> Global___ExportedSpace:
+        """What his documents are embedded by."""
+
+    @_builtins.property
+    def file_part(self) -> Global___ExportedFilePart:
+        """A part of a document's file that is not read yet."""
+
+    @_builtins.property
+    def context(self) -> Global___ExportedContext:
+        """What a context was made of."""
+
+    @_builtins.property
     def summary(self) -> Global___ExportSummary:
         """What the records before it come to: without it an export is not whole."""
 
@@ -111,13 +130,16 @@ class ExportRecord(_message.Message):
         chunk: Global___ExportedChunk | None = ...,
         retrieval: Global___ExportedRetrieval | None = ...,
         memory_revision: Global___ExportedMemoryRevision | None = ...,
+        space: Global___ExportedSpace | None = ...,
+        file_part: Global___ExportedFilePart | None = ...,
+        context: Global___ExportedContext | None = ...,
         summary: Global___ExportSummary | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "config", b"config", "document", b"document", "memory", b"memory", "memory_revision", b"memory_revision", "message", b"message", "record", b"record", "reservation", b"reservation", "retrieval", b"retrieval", "session", b"session", "summary", b"summary", "usage", b"usage", "user", b"user"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "config", b"config", "context", b"context", "document", b"document", "file_part", b"file_part", "memory", b"memory", "memory_revision", b"memory_revision", "message", b"message", "record", b"record", "reservation", b"reservation", "retrieval", b"retrieval", "session", b"session", "space", b"space", "summary", b"summary", "usage", b"usage", "user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "config", b"config", "document", b"document", "memory", b"memory", "memory_revision", b"memory_revision", "message", b"message", "record", b"record", "reservation", b"reservation", "retrieval", b"retrieval", "session", b"session", "summary", b"summary", "usage", b"usage", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "config", b"config", "context", b"context", "document", b"document", "file_part", b"file_part", "memory", b"memory", "memory_revision", b"memory_revision", "message", b"message", "record", b"record", "reservation", b"reservation", "retrieval", b"retrieval", "session", b"session", "space", b"space", "summary", b"summary", "usage", b"usage", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["user", "config", "usage", "reservation", "memory", "session", "message", "document", "chunk", "retrieval", "memory_revision", "summary"]  # noqa: Y015
+    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["user", "config", "usage", "reservation", "memory", "session", "message", "document", "chunk", "retrieval", "memory_revision", "space", "file_part", "context", "summary"]  # noqa: Y015
     _WhichOneofArgType_record: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_record) -> _WhichOneofReturnType_record | None: ...
 
@@ -139,6 +161,8 @@ class ExportSummary(_message.Message):
     RETRIEVALS_FIELD_NUMBER: _builtins.int
     RESERVATIONS_FIELD_NUMBER: _builtins.int
     MEMORY_REVISIONS_FIELD_NUMBER: _builtins.int
+    FILE_PARTS_FIELD_NUMBER: _builtins.int
+    CONTEXTS_FIELD_NUMBER: _builtins.int
     EXPORTED_AT_FIELD_NUMBER: _builtins.int
     records: _builtins.int
     """The number of records before this one."""
@@ -163,6 +187,10 @@ class ExportSummary(_message.Message):
     """How many are reservations."""
     memory_revisions: _builtins.int
     """How many are revisions of memories."""
+    file_parts: _builtins.int
+    """How many are parts of files."""
+    contexts: _builtins.int
+    """How many are contexts."""
     @_builtins.property
     def exported_at(self) -> _timestamp_pb2.Timestamp:
         """When the export began. What was acknowledged before is in it."""
@@ -180,11 +208,13 @@ class ExportSummary(_message.Message):
         retrievals: _builtins.int = ...,
         reservations: _builtins.int = ...,
         memory_revisions: _builtins.int = ...,
+        file_parts: _builtins.int = ...,
+        contexts: _builtins.int = ...,
         exported_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["exported_at", b"exported_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "documents", b"documents", "exported_at", b"exported_at", "memories", b"memories", "memory_revisions", b"memory_revisions", "messages", b"messages", "records", b"records", "reservations", b"reservations", "retrievals", b"retrievals", "sessions", b"sessions", "sha256", b"sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "contexts", b"contexts", "documents", b"documents", "exported_at", b"exported_at", "file_parts", b"file_parts", "memories", b"memories", "memory_revisions", b"memory_revisions", "messages", b"messages", "records", b"records", "reservations", b"reservations", "retrievals", b"retrievals", "sessions", b"sessions", "sha256", b"sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -430,6 +460,32 @@ class ExportedReservation(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExportedReservation: _TypeAlias = ExportedReservation  # noqa: Y015
+
+@_typing.final
+class ExportedSpace(_message.Message):
+    """The model that what is searched of a user is embedded by, once it has one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
+    kind: _knowledge_pb2.IndexKind.ValueType
+    """What is searched: today documents alone have a model of their own. Required."""
+    embedding_model: _builtins.str
+    """The model, at most 200 characters; see ReembedSpace. Required."""
+    def __init__(
+        self,
+        *,
+        kind: _knowledge_pb2.IndexKind.ValueType = ...,
+        embedding_model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_model", b"embedding_model", "kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedSpace: _TypeAlias = ExportedSpace  # noqa: Y015
 
 @_typing.final
 class ExportedMemory(_message.Message):
@@ -874,6 +930,7 @@ class ExportedDocument(_message.Message):
     DELETED_AT_FIELD_NUMBER: _builtins.int
     FILE_NAME_FIELD_NUMBER: _builtins.int
     MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    FILE_PARTS_FIELD_NUMBER: _builtins.int
     OWN_MODEL_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     OVERLAP_TOKENS_FIELD_NUMBER: _builtins.int
@@ -907,6 +964,10 @@ class ExportedDocument(_message.Message):
     """The name of the file it was uploaded as, at most 255 characters."""
     media_type: _builtins.str
     """What that file was, at most 200 characters. Empty = it was not uploaded."""
+    file_parts: _builtins.int
+    """The number of parts of its file, which follow all documents: 0 = its text is read,
+    or it was not uploaded, or the file is kept no longer.
+    """
     own_model: _builtins.str
     """The model of its chunks' vectors, where callers made them, at most 200
     characters. Empty = the hub does.
@@ -954,13 +1015,14 @@ class ExportedDocument(_message.Message):
         deleted_at: _timestamp_pb2.Timestamp | None = ...,
         file_name: _builtins.str = ...,
         media_type: _builtins.str = ...,
+        file_parts: _builtins.int = ...,
         own_model: _builtins.str = ...,
         max_tokens: _builtins.int = ...,
         overlap_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deleted_at", b"deleted_at", "metadata", b"metadata", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "chunk_count", b"chunk_count", "chunks_done", b"chunks_done", "chunks_total", b"chunks_total", "content_hash", b"content_hash", "created_at", b"created_at", "deleted_at", b"deleted_at", "document_id", b"document_id", "error", b"error", "file_name", b"file_name", "max_tokens", b"max_tokens", "media_type", b"media_type", "metadata", b"metadata", "overlap_tokens", b"overlap_tokens", "own_model", b"own_model", "revision", b"revision", "source_url", b"source_url", "status", b"status", "text", b"text", "title", b"title", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "chunk_count", b"chunk_count", "chunks_done", b"chunks_done", "chunks_total", b"chunks_total", "content_hash", b"content_hash", "created_at", b"created_at", "deleted_at", b"deleted_at", "document_id", b"document_id", "error", b"error", "file_name", b"file_name", "file_parts", b"file_parts", "max_tokens", b"max_tokens", "media_type", b"media_type", "metadata", b"metadata", "overlap_tokens", b"overlap_tokens", "own_model", b"own_model", "revision", b"revision", "source_url", b"source_url", "status", b"status", "text", b"text", "title", b"title", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1060,6 +1122,52 @@ class ExportedChunk(_message.Message):
 Global___ExportedChunk: _TypeAlias = ExportedChunk  # noqa: Y015
 
 @_typing.final
+class ExportedFilePart(_message.Message):
+    """A part of a file that was uploaded, and whose text the hub has not read (yet)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENT_ID_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    NAMES_DOCUMENT_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    document_id: _builtins.str
+    """The document. Required."""
+    part: _builtins.int
+    """Which part: 0, 1, 2 … without gaps."""
+    content: _builtins.bytes
+    """The bytes, at most 1 MiB. Required."""
+    names_document: _builtins.bool
+    """Whether the title of the document is to be the file's own."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was uploaded. Required."""
+
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was last changed. Required."""
+
+    def __init__(
+        self,
+        *,
+        document_id: _builtins.str = ...,
+        part: _builtins.int = ...,
+        content: _builtins.bytes = ...,
+        names_document: _builtins.bool = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "updated_at", b"updated_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "created_at", b"created_at", "document_id", b"document_id", "names_document", b"names_document", "part", b"part", "updated_at", b"updated_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedFilePart: _TypeAlias = ExportedFilePart  # noqa: Y015
+
+@_typing.final
 class ExportedRetrieval(_message.Message):
     """One hit of a search that was made for a session."""
 
@@ -1122,3 +1230,167 @@ class ExportedRetrieval(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__message_id) -> _WhichOneofReturnType__message_id | None: ...
 
 Global___ExportedRetrieval: _TypeAlias = ExportedRetrieval  # noqa: Y015
+
+@_typing.final
+class ExportedContext(_message.Message):
+    """What a context was made of: GetContextRecord tells it again, as long as that is
+    there. Of what it said only ids are kept.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTEXT_ID_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_BUDGET_FIELD_NUMBER: _builtins.int
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    TOOLS_ALLOWED_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    context_id: _builtins.str
+    """The context's id. Required."""
+    session_id: _builtins.str
+    """The session it was built for. Required."""
+    token_budget: _builtins.int
+    """Its budget in tokens."""
+    model_name: _builtins.str
+    """The model it was built for, at most 200 characters."""
+    tools_allowed: _builtins.bool
+    """Whether the model might use tools."""
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExportedContextBlock]:
+        """Its blocks, in order: at most 10,000."""
+
+    @_builtins.property
+    def ledger(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExportedContextEntry]:
+        """All that was considered: at most 10,000."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was built. Required."""
+
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was last changed. Required."""
+
+    def __init__(
+        self,
+        *,
+        context_id: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        token_budget: _builtins.int = ...,
+        model_name: _builtins.str = ...,
+        tools_allowed: _builtins.bool = ...,
+        blocks: _abc.Iterable[Global___ExportedContextBlock] | None = ...,
+        ledger: _abc.Iterable[Global___ExportedContextEntry] | None = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "updated_at", b"updated_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "context_id", b"context_id", "created_at", b"created_at", "ledger", b"ledger", "model_name", b"model_name", "session_id", b"session_id", "token_budget", b"token_budget", "tools_allowed", b"tools_allowed", "updated_at", b"updated_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedContext: _TypeAlias = ExportedContext  # noqa: Y015
+
+@_typing.final
+class ExportedContextBlock(_message.Message):
+    """A block of a context."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    part: _chat_pb2.ContextPart.ValueType
+    """As in ContextBlock. Required."""
+    tokens: _builtins.int
+    """Its tokens."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExportedContextItem]:
+        """What it is made of, in order: at most 10,000."""
+
+    def __init__(
+        self,
+        *,
+        part: _chat_pb2.ContextPart.ValueType = ...,
+        tokens: _builtins.int = ...,
+        items: _abc.Iterable[Global___ExportedContextItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "part", b"part", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedContextBlock: _TypeAlias = ExportedContextBlock  # noqa: Y015
+
+@_typing.final
+class ExportedContextItem(_message.Message):
+    """What a block of a context is made of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    part: _chat_pb2.ContextPart.ValueType
+    """What it is. Required."""
+    id: _builtins.str
+    """The memory, chunk or message, which may be gone by now. Required."""
+    revision: _builtins.int
+    """Of a memory: which of its revisions."""
+    def __init__(
+        self,
+        *,
+        part: _chat_pb2.ContextPart.ValueType = ...,
+        id: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "part", b"part", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedContextItem: _TypeAlias = ExportedContextItem  # noqa: Y015
+
+@_typing.final
+class ExportedContextEntry(_message.Message):
+    """What became of one thing that was considered for a context."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_FIELD_NUMBER: _builtins.int
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    part: _chat_pb2.ContextPart.ValueType
+    """As in ContextEntry. Required."""
+    item_id: _builtins.str
+    """As in ContextEntry, at most 36 characters."""
+    score: _builtins.float
+    """As in ContextEntry."""
+    tokens: _builtins.int
+    """As in ContextEntry."""
+    reason: _chat_pb2.ContextReason.ValueType
+    """As in ContextEntry. Required."""
+    def __init__(
+        self,
+        *,
+        part: _chat_pb2.ContextPart.ValueType = ...,
+        item_id: _builtins.str = ...,
+        score: _builtins.float = ...,
+        tokens: _builtins.int = ...,
+        reason: _chat_pb2.ContextReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_id", b"item_id", "part", b"part", "reason", b"reason", "score", b"score", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedContextEntry: _TypeAlias = ExportedContextEntry  # noqa: Y015

@@ -350,8 +350,8 @@ class IdentityServiceServicer:
         ends without it is not whole. The hub holds no more than a page of it, and waits
         for a reader who is slow.
 
-        Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (a document was
-        processed anew while its chunks were told: ask again).
+        Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (meanwhile a document
+        was processed anew, its file was read, or ReembedSpace was done: ask again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

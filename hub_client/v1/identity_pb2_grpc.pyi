@@ -96,8 +96,8 @@ class IdentityServiceStub:
     ends without it is not whole. The hub holds no more than a page of it, and waits
     for a reader who is slow.
 
-    Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (a document was
-    processed anew while its chunks were told: ask again).
+    Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (meanwhile a document
+    was processed anew, its file was read, or ReembedSpace was done: ask again).
     """
     EraseUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.EraseUserRequest, _identity_pb2.EraseUserResponse]
     """Erases a user for ever: his rows in every table, the views and files that
@@ -366,8 +366,8 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     ends without it is not whole. The hub holds no more than a page of it, and waits
     for a reader who is slow.
 
-    Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (a document was
-    processed anew while its chunks were told: ask again).
+    Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (meanwhile a document
+    was processed anew, its file was read, or ReembedSpace was done: ask again).
     """
     EraseUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.EraseUserRequest, _identity_pb2.EraseUserResponse]  # type: ignore[assignment]
     """Erases a user for ever: his rows in every table, the views and files that
@@ -693,8 +693,8 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         ends without it is not whole. The hub holds no more than a page of it, and waits
         for a reader who is slow.
 
-        Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (a document was
-        processed anew while its chunks were told: ask again).
+        Errors include: NOT_FOUND, READER_TOO_SLOW, ETAG_MISMATCH (meanwhile a document
+        was processed anew, its file was read, or ReembedSpace was done: ask again).
         """
 
     @_abc_1.abstractmethod

@@ -27,7 +27,7 @@ INSERT INTO {table} AS t (tenant_id, {columns})
 SELECT :tenant_id ::uuid, {values}
 FROM unnest({given}) WITH ORDINALITY AS x ({names}, place)
 WHERE {owned}
-ON CONFLICT DO NOTHING
+ON CONFLICT {otherwise}
 RETURNING {key}
 """
 _GONE: Final = """
@@ -75,8 +75,12 @@ CROSS JOIN LATERAL (
     SELECT count(*) AS chunks, coalesce(max(k.chunk_index), -1) AS last,
            count(*) FILTER (WHERE k.revision <> d.revision) AS others
     FROM chunks k WHERE k.tenant_id = d.tenant_id AND k.document_id = d.document_id) found
+CROSS JOIN LATERAL (
+    SELECT sha256(string_agg(f.content, '' ORDER BY f.part)) AS hash FROM document_files f
+    WHERE f.tenant_id = d.tenant_id AND f.document_id = d.document_id) file
 WHERE d.tenant_id = :tenant_id ::uuid AND d.user_id = :user_id ::uuid
-  AND (found.chunks <> d.chunk_count OR found.last <> d.chunk_count - 1 OR found.others > 0)
+  AND (found.chunks <> d.chunk_count OR found.last <> d.chunk_count - 1 OR found.others > 0
+       OR file.hash <> d.content_hash)
 LIMIT 1
 """)
 
@@ -235,7 +239,7 @@ def _add(name: str) -> HotStatement:
     values |= {column: f"ARRAY(SELECT jsonb_array_elements_text(x.{column}))" for column in lists}
     values["user_id"] = ":user_id ::uuid"
     if kind.placed:
-        values["space_seq"] = kind.placed
+        values[kind.place] = kind.placed
     if not kind.names_user:
         values["user_id"] = f"CASE WHEN {kind.placed} IS NOT NULL THEN :user_id ::uuid END"
     return HotStatement(
@@ -246,6 +250,7 @@ def _add(name: str) -> HotStatement:
             given=", ".join(f":{column} ::{type_name}[]" for column, type_name in given.items()),
             names=", ".join(given),
             owned=_owned(kind, "x"),
+            otherwise=kind.otherwise,
             key=", ".join(_key(kind)) or "1",
         )
     )

@@ -10,10 +10,12 @@ from typing import Final
 import sqlalchemy as sa
 
 from hub_server.chat.models import chat_messages, chat_sessions, token_reservations
+from hub_server.context.models import context_records
 from hub_server.identity.models import user_configs, user_usage, users
-from hub_server.knowledge.models import chunks, documents, retrievals
+from hub_server.knowledge.models import chunks, document_files, documents, retrievals
 from hub_server.memory.models import memory_revisions, memory_store
 from hub_server.rows import Row
+from hub_server.spaces import spaces
 
 # Of every table: whose a row is follows from the import, and its place in a search is made anew.
 COMMON: Final = {"tenant_id", "user_id", "space_seq"}
@@ -54,6 +56,9 @@ class Kind:
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Columns that are not exported, with the reason."""
 
+    instead: Mapping[str, str] = field(default_factory=dict)
+    """Columns that are told otherwise than they are, as SQL of a row ``t``."""
+
     computed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """What a record tells beside its columns: type and SQL of a row ``t``."""
 
@@ -75,6 +80,12 @@ class Kind:
     placed: str = ""
     """The seq that a record ``x`` gets in an import, as SQL; empty = it bears none."""
 
+    place: str = "space_seq"
+    """The column of that seq."""
+
+    otherwise: str = "DO NOTHING"
+    """What an import does with a row that is there already, as SQL."""
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Return the names of the columns that a record tells, in the order of the table."""
@@ -89,7 +100,17 @@ _CHANGE: Final = """
     t.space_seq - (SELECT min(r.space_seq) FROM memory_revisions r
                    WHERE r.tenant_id = :tenant_id ::uuid AND r.user_id = :user_id ::uuid)
 """
-_MOVING: Final = "a move to another model that is under way, which begins anew"
+# A space begins at the number of the millisecond; see ImportRepository.seqs.
+_BEGIN: Final = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+# Whether searches use a chunk's second vector, which has not taken the place of the first yet.
+_MOVED: Final = """t.next_model = (
+    SELECT s.embedding_model FROM spaces s WHERE s.tenant_id = :tenant_id ::uuid
+      AND s.user_id = :user_id ::uuid AND s.kind = 'knowledge')"""
+_FILE_PARTS: Final = """(
+    SELECT count(*)::int FROM document_files f
+    WHERE f.tenant_id = :tenant_id ::uuid AND f.document_id = t.document_id)"""
+_COUNTER: Final = "of a counter of searches, which every hub begins for itself"
+_MOVING: Final = "a move to another model that is under way, which is to be asked for again"
 _PROCESSING: Final = "the work of a hub on it, which another one begins anew"
 
 # In the order of the records, and so that what a row follows from comes before it.
@@ -173,6 +194,7 @@ KINDS: Final = (
             "first_attempt": _PROCESSING,
             "lease_expires_at": _PROCESSING,
         },
+        computed={"file_parts": ("integer", _FILE_PARTS)},
         children=Children(
             "chunk",
             "chunk_index",
@@ -188,9 +210,27 @@ KINDS: Final = (
         chunks,
         ("chunk_id",),
         left_out={"next_embedding": _MOVING, "next_model": _MOVING},
+        instead={
+            name: f"CASE WHEN {_MOVED} THEN t.next_{told} ELSE t.{name} END"
+            for name, told in (("embedding", "embedding"), ("embedding_model", "model"))
+        },
         belongs={"document_id": "document"},
     ),
+    Kind("file_part", document_files, ("document_id", "part"), belongs={"document_id": "document"}),
+    Kind(
+        "space",  # after the chunks: they are told as they are searched
+        spaces,
+        ("kind",),
+        left_out=dict.fromkeys(("last_seq", "created_at", "updated_at"), _COUNTER),
+        only="t.embedding_model IS NOT NULL",
+        placed=_BEGIN,
+        place="last_seq",
+        # Its counter may be there.
+        otherwise="""(tenant_id, user_id, kind) DO UPDATE
+            SET embedding_model = excluded.embedding_model WHERE t.embedding_model IS NULL""",
+    ),
     Kind("retrieval", retrievals, ("retrieval_id", "rank"), belongs={"session_id": "session"}),
+    Kind("context", context_records, ("context_id",), belongs={"session_id": "session"}),
 )
 BY_NAME: Final = {kind.name: kind for kind in KINDS}
 
@@ -202,11 +242,8 @@ LEFT_OUT: Final = {
     "login_throttles": "guards one hub, and names nobody",
     "audit_events": "the tenant's own record of what was done at this hub: ListAuditEvents",
     "request_ids": "what retried calls are answered, for a day, by the hub that was called",
-    "document_files": "files whose texts are not read yet, which takes a hub moments",
-    "context_records": "what this hub once chose to show: BuildContext chooses anew",
     "reembeddings": _MOVING,
     "vectors": "copies of vectors that searches make",
     "vector_spaces": "how far these copies are",
-    "spaces": "counters of searches, which every hub makes for itself",
     "erasures": "what stays of those who are gone",
 }

@@ -23,6 +23,7 @@ from hub_server.rows import Row
 
 _DEEPEST: Final = 128  # more than any struct the hub takes in
 _NANOS_PER_MICRO: Final = 1000
+_AS_LISTS: Final = (pb.ExportedContextEntry.DESCRIPTOR,)  # kept without names: there are hundreds
 
 
 def record_of(kind: str, row: Row) -> pb.ExportRecord:
@@ -30,15 +31,24 @@ def record_of(kind: str, row: Row) -> pb.ExportRecord:
     record = pb.ExportRecord()
     told: Any = getattr(record, kind)
     told.SetInParent()
+    _fill(told, row)
+    return record
+
+
+def _fill(told: Any, row: Row) -> None:
     for field in told.DESCRIPTOR.fields:
         if (value := row[field.name]) is not None:
             _set(told, field, value)
-    return record
 
 
 def _set(told: Any, field: FieldDescriptor, value: Any) -> None:
     if isinstance(value, dt.datetime):
         getattr(told, field.name).CopyFrom(timestamp_to_pb(value))
+    elif field.is_repeated and field.message_type is not None:
+        names = [inner.name for inner in field.message_type.fields]
+        for one in value:
+            row = one if isinstance(one, dict) else dict(zip(names, one, strict=True))
+            _fill(getattr(told, field.name).add(), row)
     elif field.is_repeated:
         getattr(told, field.name).extend(value)
     elif field.message_type is not None:
@@ -59,12 +69,14 @@ def row_of(record: pb.ExportRecord) -> tuple[str, Row]:
     kind = record.WhichOneof("record")
     if kind is None or len(UnknownFieldSet(record)):
         raise HubError.invalid("export_record", "must be of a kind this hub knows")
-    told: Any = getattr(record, kind)
-    path = f"export_record.{kind}"
+    return kind, _row(f"export_record.{kind}", getattr(record, kind))
+
+
+def _row(path: str, told: Any) -> Row:
     if len(UnknownFieldSet(told)):
         raise HubError.invalid(path, "must have no fields but those this hub knows")
     fields = told.DESCRIPTOR.fields
-    return kind, {field.name: _value(f"{path}.{field.name}", told, field) for field in fields}
+    return {field.name: _value(f"{path}.{field.name}", told, field) for field in fields}
 
 
 def _value(path: str, told: Any, field: FieldDescriptor) -> Any:
@@ -73,7 +85,7 @@ def _value(path: str, told: Any, field: FieldDescriptor) -> Any:
     if field.has_presence and not told.HasField(field.name):
         return None
     if field.is_repeated:
-        return list(value)
+        return _items(path, value, field)
     if isinstance(value, timestamp_pb2.Timestamp):
         if value.nanos % _NANOS_PER_MICRO:
             raise HubError.invalid(path, "must be a time in microseconds")
@@ -84,6 +96,13 @@ def _value(path: str, told: Any, field: FieldDescriptor) -> Any:
         return enum_to_text(_enum(field.enum_type), value)
     is_absent = not value and (isinstance(value, bytes) or field.name in _ids(told.DESCRIPTOR))
     return None if is_absent else value
+
+
+def _items(path: str, items: Any, field: FieldDescriptor) -> Any:
+    if field.message_type is None:
+        return list(items)
+    rows = [_row(f"{path}[{place}]", item) for place, item in enumerate(items)]
+    return [list(row.values()) for row in rows] if field.message_type in _AS_LISTS else rows
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from hub_server.database import HotStatement
 from hub_server.identity.models import users
 from hub_server.rows import Row
+from hub_server.spaces import spaces
 from hub_server.transfer.models import BY_NAME, Kind
 
 # What is read at a time, in rows and in bytes of their texts; one row more may be read.
@@ -53,15 +54,20 @@ class TransferRepository:
         self._connection = connection
         self._user = {"tenant_id": tenant_id, "user_id": user_id}
 
-    async def now(self) -> dt.datetime | None:
-        """Return what time it is for Postgres, or None when there is no such user."""
-        query = sa.select(sa.func.clock_timestamp()).where(
+    async def state(self) -> Row | None:
+        """Return ``now``, the time for Postgres, and ``model``, by which documents are searched.
+
+        None = there is no such user. ``model`` None = the user has no documents yet.
+        """
+        own = (spaces.c[name] == value for name, value in self._user.items())
+        model = sa.select(spaces.c.embedding_model).where(*own, spaces.c.kind == "knowledge")
+        now = sa.func.clock_timestamp().label("now")
+        query = sa.select(now, model.scalar_subquery().label("model")).where(
             *(users.c[name] == value for name, value in self._user.items()),
             users.c.erasure_id.is_(None),
             users.c.import_id.is_(None),
         )
-        moment: dt.datetime | None = (await self._connection.execute(query)).scalar()
-        return moment
+        return (await self._connection.execute(query)).mappings().first()
 
     async def rows(
         self, kind: Kind, until: dt.datetime, after: Sequence[Any] | None
@@ -122,7 +128,9 @@ def told_columns(kind: Kind) -> list[str]:
     """Return the columns of a row ``t`` as a record tells them: ids as texts."""
     is_id = {name: isinstance(kind.table.c[name].type, sa.Uuid) for name in kind.columns}
     own = [f"t.{name}::text" if is_id[name] else f"t.{name}" for name in kind.columns]
-    return own + [f"{sql} AS {name}" for name, (_, sql) in kind.computed.items()]
+    made = {**kind.instead, **{name: sql for name, (_, sql) in kind.computed.items()}}
+    kept = [sql for name, sql in zip(kind.columns, own, strict=True) if name not in made]
+    return kept + [f"{sql} AS {name}" for name, sql in made.items()]
 
 
 def _named(columns: Sequence[str]) -> str:

@@ -23,7 +23,8 @@ class Export:
     A snapshot of Postgres cannot be held for as long as a reader may take. So what was there when
     the export began is told as it is when its turn comes, and each row that others follow with
     exactly those it counts: a session with the messages up to its ``last_seq``, a document with
-    the chunks of its revision. What is made later is left out.
+    the chunks of its revision. What is made later is left out. Where what was told fits no longer
+    to what is still to be told, the export ends.
     """
 
     def __init__(self, database: Database, user_id: str) -> None:
@@ -35,6 +36,8 @@ class Export:
         # Rows read whose children were not told (all) yet; of the first the last one that was.
         self._parents: list[Row] = []
         self._last_child: int | None = None
+        self._model: str | None = None  # by which his documents are searched
+        self._file_parts = 0  # of the documents that were told, and not told themselves yet
         self.began_at: dt.datetime | None = None
 
     @property
@@ -45,21 +48,28 @@ class Export:
     async def page(self, caller: Caller) -> Sequence[Told]:
         """Return what comes next; nothing when it is over.
 
-        Raises NOT_FOUND, or ETAG_MISMATCH when a document was processed anew half-way.
+        Raises NOT_FOUND, or ETAG_MISMATCH when half-way a document was processed anew, its file
+        was read, or the documents moved to another model.
         """
         async with self._database.transaction(caller) as connection:
             repository = TransferRepository(connection, caller.tenant_id, self._user_id)
-            now = await repository.now()
-            if now is None:
+            state = await repository.state()
+            if state is None:
                 raise HubError(Reason.REASON_NOT_FOUND, resource="user")
             if self.began_at is None:
-                self.began_at = now
+                self.began_at = state["now"]
                 await audit.note(connection, caller, "user_exported", "user", self._user_id)
+            if self._model not in (None, state["model"]):
+                raise HubError(Reason.REASON_ETAG_MISMATCH)
+            self._model = state["model"]
             while self._kinds:
                 if found := await self._next(repository, self._kinds[0], self.began_at):
+                    self._file_parts += sum(map(_more_file_parts, found))
                     return found
                 self._kinds.pop(0)
                 self._after = None
+        if self._file_parts:
+            raise HubError(Reason.REASON_ETAG_MISMATCH)
         return ()
 
     async def _next(
@@ -103,6 +113,11 @@ class Export:
             self._parents.pop(0)
             self._last_child = None
         return told
+
+
+def _more_file_parts(told: Told) -> int:
+    kind, row = told
+    return int(row["file_parts"]) if kind == "document" else -(kind == "file_part")
 
 
 _FOLLOWING = {kind.children.kind for kind in BY_NAME.values() if kind.children is not None}

@@ -27,6 +27,8 @@ _COUNTED: Final = {
     "document": "documents",
     "chunk": "chunks",
     "retrieval": "retrievals",
+    "file_part": "file_parts",
+    "context": "contexts",
 }
 _SEVEN_BITS: Final = 0x7F
 # What is held of an import before it is stored, in records and in bytes.

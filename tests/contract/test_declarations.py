@@ -18,6 +18,7 @@ from tests.contract.wire import METHODS, SERVICES
 _MACHINE_TEXTS: Final = {
     "embedding_model",
     "etag",
+    "id",  # in a context that is exported
     "event_type",
     "media_type",
     "target_type",

@@ -15,7 +15,9 @@ from hub_client.v1 import (
     CancelReembeddingRequest,
     DeleteDocumentRequest,
     Document,
+    ExportUserRequest,
     GetReembeddingRequest,
+    ImportUserRequest,
     IngestDocumentRequest,
     ListDocumentsRequest,
     OwnChunk,
@@ -299,6 +301,19 @@ async def test_another_model_takes_the_place_of_the_first(
     await move(tenant, user, _OLD)
     assert (await arrived(tenant, user)).chunks_done == total
     assert (await model_of(tenant, user), len(await search(tenant, user))) == (_OLD, total)
+
+
+async def test_a_space_that_moved_is_exported_as_it_is_searched(tenant: Tenant, user: User) -> None:
+    """With the model's vectors, though they have not taken their place; and it keeps the model."""
+    await tenant.ingest(user, "Birds", "Owls hunt mice.")
+    await move(tenant, user)
+    await arrived(tenant, user)
+    assert await rows(tenant, user) == [(_OLD, _NEW, 1)]
+    told = tenant.client.identity.export_user(ExportUserRequest(user_id=user.user_id))
+    records = [ImportUserRequest(export_record=one.export_record) async for one in told]
+    there = await tenant.hub.new_tenant()
+    await there.client.identity.import_user(records)
+    assert (await model_of(there, user), len(await search(there, user))) == (_NEW, 1)
 
 
 async def test_a_move_that_fails_tells_why_and_goes_on_where_it_stopped(

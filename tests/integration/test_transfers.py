@@ -5,6 +5,7 @@ import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,6 +15,8 @@ from hub_client import errors
 from hub_client.v1 import (
     BatchAppendMessagesRequest,
     BatchMessage,
+    BuildContextRequest,
+    Context,
     CreatePasswordResetRequest,
     DeleteUserRequest,
     Document,
@@ -23,6 +26,7 @@ from hub_client.v1 import (
     ExportSummary,
     ExportUserRequest,
     ForkSessionRequest,
+    GetContextRecordRequest,
     GetUsageRequest,
     GetUserRequest,
     ImportUserRequest,
@@ -36,23 +40,32 @@ from hub_client.v1 import (
     RedactMessageRequest,
     RememberRequest,
     ReserveTokensRequest,
+    RetryDocumentRequest,
     Role,
     SearchMessagesRequest,
     SearchRequest,
     Session,
     TenantSettings,
     UndeleteUserRequest,
+    UpdateDocumentRequest,
     UpdateTenantSettingsRequest,
+    UploadDocumentRequest,
     User,
 )
+from hub_server.caller import Caller
+from hub_server.errors import HubError, Reason
+from hub_server.transfer.service import Export
 from tests.contract.imports import digest
-from tests.support import Hub, Tenant
+from tests.integration.test_database import new_database, own_hub
+from tests.support import Hub, Tenant, settled
 
 Change = Callable[[list[ExportRecord]], None]
 
 PASSWORD = "a correct horse"
 # More than a page of an export.
 MANY = 450
+# What says that it is a DOCX and is none: it cannot be read, and is kept, in two parts.
+DAMAGED = b"PK\x03\x04word/document.xml".ljust((1 << 20) + 1, b"x")
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,8 @@ class Life:
     session: Session
     fork: Session
     document: Document
+    damaged: Document
+    context: Context
 
 
 async def exported(tenant: Tenant, user_id: str) -> list[ExportRecord]:
@@ -119,13 +134,18 @@ async def live(tenant: Tenant, messages: int = MANY, length: int = 1 << 20) -> L
             )
         )
     await client.chat.reserve_tokens(ReserveTokensRequest(user_id=user.user_id, tokens=7))
+    upload = UploadDocumentRequest(user_id=user.user_id, file_name="tea.docx")
+    damaged = await client.upload(DAMAGED, upload)
+    damaged = await settled(client, damaged.document_id)
     text = "\n\n".join(f"Tea number {number} is made of leaves. " * 30 for number in range(9))
     document = await tenant.ingest(user, "Tea", text)
     asked_for = SearchRequest(
         user_id=user.user_id, query="green leaves", session_id=session.session_id
     )
     await client.knowledge.search(asked_for)
-    return Life(tenant, user, session, fork, document)
+    request = BuildContextRequest(session_id=fork.session_id, token_budget=300, query="tea")
+    context = (await client.chat.build_context(request)).context
+    return Life(tenant, user, session, fork, document, damaged, context)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +165,8 @@ async def test_an_export_tells_everything_in_order(life: Life) -> None:
     summary = last.summary
     assert (summary.records, summary.sha256) == (len(records), digest(records))
     assert (summary.sessions, summary.messages) == (3, MANY + 4)
-    assert (summary.chunks, summary.documents) == (count["chunk"], 1)
+    assert (summary.chunks, summary.documents) == (count["chunk"], 2)
+    assert (summary.file_parts, summary.contexts) == (2, 1)
     session, seq = "", 0
     for record in records:
         if record.HasField("session"):
@@ -160,8 +181,10 @@ async def test_an_export_bears_what_is_needed_and_no_secret(life: Life, hub: Hub
     records = await exported(life.tenant, life.user.user_id)
     chunks = [record.chunk for record in records if record.HasField("chunk")]
     assert all(len(chunk.embedding) % 4 == 0 and chunk.embedding for chunk in chunks)
-    (document,) = [record.document for record in records if record.HasField("document")]
+    damaged, document = [record.document for record in records if record.HasField("document")]
     assert document.content_hash == hashlib.sha256(document.text.encode()).digest()
+    parts = [record.file_part.content for record in records if record.HasField("file_part")]
+    assert (damaged.file_parts, b"".join(parts)) == (len(parts), DAMAGED)
     messages = [record.message for record in records if record.HasField("message")]
     assert all(message.is_searchable for message in messages)
     redacted = [message for message in messages if message.HasField("redacted_at")]
@@ -201,6 +224,35 @@ async def test_what_comes_meanwhile_leaves_an_export_whole(tenant: Tenant) -> No
     assert records[-1].summary.sha256 == digest(records[:-1])
 
 
+async def told_to_the_end(export: Export, caller: Caller) -> None:
+    """Read the rest of an export."""
+    while await export.page(caller):
+        pass
+
+
+async def test_an_export_ends_where_what_it_told_fits_no_longer(tenant: Tenant) -> None:
+    """A file that is gone before it is told, and vectors of another model than those told."""
+    user = await tenant.new_user()
+    upload = UploadDocumentRequest(user_id=user.user_id, file_name="tea.docx")
+    damaged = await settled(
+        tenant.client, (await tenant.client.upload(DAMAGED, upload)).document_id
+    )
+    await tenant.ingest(user, "Tea", "Tea is made of leaves.")
+    moved = "UPDATE spaces SET embedding_model = 'other' WHERE user_id = %s"
+    update = UpdateDocumentRequest(document_id=damaged.document_id, text="Tea.")
+    for change in (
+        lambda: asyncio.to_thread(tenant.hub.sql, moved, user.user_id),
+        lambda: tenant.client.knowledge.update_document(update),
+    ):
+        export, caller = Export(tenant.hub.database, user.user_id), Caller.hub(tenant.tenant_id)
+        while "document" not in [kind for kind, _ in await export.page(caller)]:
+            pass
+        await change()
+        with pytest.raises(HubError) as caught:
+            await told_to_the_end(export, caller)
+        assert caught.value.reason == Reason.REASON_ETAG_MISMATCH
+
+
 async def test_an_export_of_a_user_who_is_deleted_or_nobody(
     tenant: Tenant, other_tenant: Tenant
 ) -> None:
@@ -238,6 +290,8 @@ def sealed(records: Sequence[ExportRecord]) -> list[ExportRecord]:
         chunks=count["chunk"],
         retrievals=count["retrieval"],
         reservations=count["reservation"],
+        file_parts=count["file_part"],
+        contexts=count["context"],
     )
     return [*records, ExportRecord(summary=summary)]
 
@@ -257,24 +311,40 @@ async def small(hub: Hub) -> Sequence[ExportRecord]:
     return await exported(life.tenant, life.user.user_id)
 
 
-async def test_an_imported_user_is_exported_as_the_same(life: Life, other_tenant: Tenant) -> None:
+@pytest.fixture
+async def elsewhere(postgres_url: str, tmp_path: Path) -> AsyncIterator[Tenant]:
+    """A tenant of another hub, over a database of its own."""
+    with new_database(postgres_url) as url:
+        async with own_hub(url, tmp_path) as hub:
+            yield await hub.new_tenant()
+
+
+async def test_another_hub_tells_an_imported_user_as_the_first_did(
+    life: Life, elsewhere: Tenant
+) -> None:
     """Byte for byte; to import him again changes nothing; his life goes on."""
     records = await exported(life.tenant, life.user.user_id)
-    answer = await imported(other_tenant, records)
+    answer = await imported(elsewhere, records)
     assert (answer.user.user_id, answer.already_here) == (life.user.user_id, False)
-    again = await exported(other_tenant, life.user.user_id)
+    again = await exported(elsewhere, life.user.user_id)
     assert again[:-1] == records[:-1]
     assert again[-1].summary.sha256 == records[-1].summary.sha256
-    assert (await imported(other_tenant, records)).already_here
-    assert (await exported(other_tenant, life.user.user_id))[:-1] == records[:-1]
+    assert (await imported(elsewhere, records)).already_here
+    assert (await exported(elsewhere, life.user.user_id))[:-1] == records[:-1]
     ours, theirs = [
         await tenant.client.identity.get_usage(GetUsageRequest(user_id=life.user.user_id))
-        for tenant in (life.tenant, other_tenant)
+        for tenant in (life.tenant, elsewhere)
     ]
     assert ours == theirs
-    await say(other_tenant, life.session, "It goes on.")
+    told = GetContextRecordRequest(context_id=life.context.context_id)
+    assert (await elsewhere.client.chat.get_context_record(told)).context == life.context
+    retry = RetryDocumentRequest(document_id=life.damaged.document_id)
+    await elsewhere.client.knowledge.retry_document(retry)
+    tried = await settled(elsewhere.client, life.damaged.document_id)
+    assert tried.error == life.damaged.error  # its file is there
+    await say(elsewhere, life.session, "It goes on.")
     with pytest.raises(errors.ImportConflictError) as caught:
-        await imported(other_tenant, records)
+        await imported(elsewhere, records)
     assert (caught.value.metadata["resource"], caught.value.metadata["id"]) in (
         ("usage", ""),
         ("session", life.session.session_id),
@@ -398,7 +468,9 @@ _BAD: Mapping[str, tuple[Change, str]] = {
     "a message missing": (_without("message"), "INVALID_FIELD"),
     "a message twice": (_twice("message"), "IMPORT_CONFLICT"),
     "a chunk missing": (_without("chunk"), "INVALID_FIELD"),
-    "a document missing": (_without("document"), "IMPORT_CONFLICT"),  # its chunks are nobody's
+    "a document missing": (_without("document"), "IMPORT_CONFLICT"),  # its file is nobody's
+    "a part of a file missing": (_without("file_part"), "INVALID_FIELD"),
+    "another file": (_changed("file_part", content=b"y"), "INVALID_FIELD"),
     "a session missing": (_without("session"), "IMPORT_CONFLICT"),
     "tokens too many": (_changed("session", total_tokens_used=7), "INVALID_FIELD"),
     "a zone unknown": (_changed("config", timezone="Mars/Base"), "INVALID_FIELD"),
