@@ -7,7 +7,7 @@ condition a row must meet, and only what that read returns is a hit.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,11 @@ _EMBED_SECONDS: Final = 10.0
 # Proposals beyond top_k, so that a few that Postgres refuses cost no second round.
 _SPARE: Final = 10
 WIDEN: Final = 4
+# What changes under a search makes it look again; this often only where it changes all the time.
+_MOST_LOOKS: Final = 20
 
+T = TypeVar("T")
+State = TypeVar("State")
 Pull = Callable[[int], Awaitable[Sequence[Change]]]
 Read = Callable[[Sequence[str]], Awaitable[Mapping[str, Row]]]
 Choose = Callable[[Sequence["Hit"]], Sequence["Hit"]]
@@ -62,6 +66,26 @@ class Query:
     min_score: float = 0.0
     """The score below which a view is not asked for more: all the others score less, and the
     more are asked for, the higher the same rows are scaled."""
+
+
+async def looked(
+    state: State,
+    look: Callable[[State], Awaitable[tuple[T, bool]]],
+    again: Callable[[], Awaitable[State]],
+) -> T:
+    """Return what a look finds, and look again, with the state of then, where that is outdated.
+
+    Of what changes after a view was brought up to date and before Postgres is read the old is
+    shown no more, and the new was not proposed: so a look tells whether something is gone, and
+    more was written since its state was read.
+    """
+    for _ in range(_MOST_LOOKS - 1):
+        found, is_outdated = await look(state)
+        if not is_outdated:
+            return found
+        state = await again()
+    found, _ = await look(state)
+    return found
 
 
 class Search:

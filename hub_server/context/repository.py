@@ -87,7 +87,7 @@ CROSS JOIN LATERAL (
 JOIN lineage ON lineage.session_id = m.session_id
     AND m.seq > lineage.after AND m.seq <= lineage.last)
 """
-# What is proposed, as far as it may be shown now.
+# What is proposed, as far as it may be shown now; and how far the spaces are at that moment.
 _FOUND: Final = HotStatement(
     """
 SELECT 'memory' AS part, m.memory_id::text AS item_id, m.memory_content AS text, {no_chunk},
@@ -97,6 +97,10 @@ FROM memory_store m
 WHERE m.tenant_id = :tenant_id ::uuid AND m.user_id = :user_id ::uuid
   AND m.memory_id = ANY (:memory_ids ::uuid[]) AND m.deleted_at IS NULL AND m.status = 'active'
   AND (m.expires_at IS NULL OR m.expires_at > :now ::timestamptz)
+UNION ALL
+SELECT 'space', s.kind, s.last_seq::text, {no_chunk}, NULL::text, {no_memory}
+FROM spaces s
+WHERE s.tenant_id = :tenant_id ::uuid AND s.user_id = :user_id ::uuid
 """
     + _CHUNKS_AND_MESSAGES,
     **_PARTS,
@@ -151,9 +155,14 @@ class ContextRepository:
             _STATE, session_id=session_id, last_seq=LAST, most=most, most_bytes=most_bytes
         )
 
-    async def found(self, **values: Any) -> Sequence[Row]:
-        """Return what of the given ids may be shown to a user in a session now."""
-        return await self._rows(_FOUND, last_seq=LAST, **values)
+    async def found(self, **values: Any) -> tuple[Sequence[Row], Mapping[str, int]]:
+        """Return what of the given ids may be shown to a user in a session now.
+
+        With it comes the last seq of each of the user's spaces at the same moment.
+        """
+        rows = await self._rows(_FOUND, last_seq=LAST, **values)
+        seqs = {row["item_id"]: int(row["text"]) for row in rows if row["part"] == "space"}
+        return [row for row in rows if row["part"] != "space"], seqs
 
     async def kept(self, **values: Any) -> Sequence[Row]:
         """Return what a context held, as far as it is there."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 from hub_server.caller import Caller
@@ -25,7 +26,7 @@ from hub_server.memory.scoring import Weights, scored
 from hub_server.memory.service import Clock, Rules, utc_now
 from hub_server.retrieval.view import Candidate
 from hub_server.rows import Row, owned
-from hub_server.search import Hit, Query, Search, Source
+from hub_server.search import Hit, Query, Search, Source, looked
 from hub_server.tokenizer import Tokenizer
 
 # Of each kind so many are considered: far more than fit into most budgets. Of the messages found
@@ -95,12 +96,11 @@ class Contexts:
 
         Raises NOT_FOUND or USER_DISABLED.
         """
-        rows = await self._state(caller, asked)
-        state = rows[0]
-        tail = [row for row in rows if row["message_id"] is not None]
-        query, served = _query(asked, tail)
-        reached = await self._reaching(tail, asked.token_budget)
-        found, told = await self._found(caller, asked, state, reached, query)
+        found, told, state, served = await looked(
+            await self._state(caller, asked),
+            partial(self._gathered, caller, asked),
+            partial(self._state, caller, asked),
+        )
         kept, ledger = assemble(found, asked.token_budget, asked.shares, asked.min_score)
         made = await self._blocks(kept)
         scores = [(item.item_id, item.score) for item in kept if item.part == "knowledge"]
@@ -173,15 +173,28 @@ class Contexts:
                 break
         return reached
 
+    async def _gathered(
+        self, caller: Caller, asked: Asked, rows: Sequence[Row]
+    ) -> tuple[tuple[Considered, Mapping[str, Row], Row, str | None], bool]:
+        """Return all that may go into a context, and whether something of it has changed.
+
+        With it come the rows it is made of by id, what decides, and the message it serves.
+        """
+        tail = [row for row in rows if row["message_id"] is not None]
+        query, served = _query(asked, tail)
+        reached = await self._reaching(tail, asked.token_budget)
+        found, told, is_outdated = await self._found(caller, asked, rows[0], reached, query)
+        return (found, told, rows[0], served), is_outdated
+
     async def _found(
         self, caller: Caller, asked: Asked, state: Row, tail: Sequence[Row], query: str
-    ) -> tuple[Considered, Mapping[str, Row]]:
-        """Return all that may go into a context, and the rows it is made of by id."""
+    ) -> tuple[Considered, Mapping[str, Row], bool]:
+        """Return all that was found, the rows it is made of by id, and whether that is outdated."""
         proposed = await self._proposed(caller, state, query)
         memories, chunks, older = (proposed.get(kind, ()) for kind in _MOST)
         now = self._clock()
         async with self._database.statement(caller) as connection:
-            rows = await ContextRepository(connection, caller.tenant_id).found(
+            rows, seqs = await ContextRepository(connection, caller.tenant_id).found(
                 user_id=state["user_id"],
                 session_id=asked.session_id,
                 now=now,
@@ -204,7 +217,12 @@ class Contexts:
             older=_fitting(items, older)[:_MOST_FOUND],
             off=_off(state),
         )
-        return considered, told
+        is_outdated = any(
+            one.row_id not in told and seqs.get(kind, 0) > state["spaces"][kind]["last_seq"]
+            for kind in ("memory", "knowledge")  # nothing takes the place of a message
+            for one in proposed.get(kind, ())
+        )
+        return considered, told, is_outdated
 
     async def _proposed(
         self, caller: Caller, state: Row, text: str

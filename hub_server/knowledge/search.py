@@ -21,14 +21,11 @@ from hub_server.knowledge.vectors import check_dimension
 from hub_server.retrieval.text import analyzer
 from hub_server.retrieval.view import Change
 from hub_server.rows import Row, active_user
-from hub_server.search import DEFAULT_TOP_K, Hit, Pull, Query, Search, Source
+from hub_server.search import DEFAULT_TOP_K, Hit, Pull, Query, Search, Source, looked
 
 # What a filter leaves is searched exactly when it is so few chunks, and sought among all when it is
 # more: then they are no longer rare. It takes Postgres some 10 ms to find a thousand of 100,000.
 _MOST_AMONG: Final = 2000
-# A document that changes under a search makes it look again; this often only where the user's
-# documents change all the time.
-_MOST_LOOKS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,20 +190,15 @@ class KnowledgeSearch:
         asked: Asked,
         vector: NDArray[np.float32] | None,
     ) -> tuple[Sequence[Hit], Sequence[Found]]:
-        """Return the hits, and these with what is around them.
+        """Return the hits, and these with what is around them."""
 
-        Of a document that changes after the view was brought up to date none of the old chunks
-        is shown, and none of the new ones was proposed: then all is looked for once more.
-        """
-        looks = 0
-        while True:
+        async def look(state: Row) -> tuple[tuple[Sequence[Hit], Sequence[Found]], bool]:
             hits, is_outdated = await self._hits(caller, user_id, state, asked, vector)
             found = await self._found(caller, user_id, asked, hits)
-            is_outdated = is_outdated or len(hits) > sum(len(one.chunk_ids) or 1 for one in found)
-            looks += 1
-            if not is_outdated or looks == _MOST_LOOKS:
-                return hits, found
-            state = await self._state(caller, user_id, Served())
+            is_lost = len(hits) > sum(len(one.chunk_ids) or 1 for one in found)
+            return (hits, found), is_outdated or is_lost
+
+        return await looked(state, look, lambda: self._state(caller, user_id, Served()))
 
     async def _hits(
         self,

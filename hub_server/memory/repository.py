@@ -15,6 +15,7 @@ from hub_server.memory.wanted import Wanted
 from hub_server.paging import Page
 from hub_server.retrieval.view import Change, IndexedRow
 from hub_server.rows import Row
+from hub_server.spaces import spaces
 
 _SHARED: Final = (
     "memory_type",
@@ -111,17 +112,28 @@ class MemoryRepository:
 
     async def living(
         self, user_id: str, memory_ids: Sequence[str], now: dt.datetime
-    ) -> Mapping[str, Row]:
-        """Return those of a user's memories that may be recalled now, by id."""
-        query = sa.select(*MEMORY, memory_store.c.last_recalled_at).where(
-            memory_store.c.tenant_id == self._tenant_id,
-            memory_store.c.user_id == user_id,
+    ) -> tuple[Mapping[str, Row], int]:
+        """Return those of a user's memories that may be recalled now, by id.
+
+        With them comes the last seq of the user's space at the same moment.
+        """
+        own = {"tenant_id": self._tenant_id, "user_id": user_id}
+        found = sa.select(*MEMORY, memory_store.c.last_recalled_at).where(
+            *(memory_store.c[name] == value for name, value in own.items()),
             memory_store.c.memory_id == any_id(memory_ids),
             memory_store.c.deleted_at.is_(None),
             *is_recalled(memory_store, now),
         )
+        living = found.subquery()
+        query = (
+            sa.select(spaces.c.last_seq, living)
+            .select_from(spaces.outerjoin(living, sa.true()))
+            .where(*(spaces.c[name] == value for name, value in own.items()))
+            .where(spaces.c.kind == "memory")
+        )
         rows = (await self._connection.execute(query)).mappings().all()
-        return {row["memory_id"]: row for row in rows}
+        by_id = {row["memory_id"]: row for row in rows if row["memory_id"] is not None}
+        return by_id, max((row["last_seq"] for row in rows), default=0)
 
     async def states_at(self, user_id: str, as_of: dt.datetime) -> Sequence[Row]:
         """Return a user's memories that were recalled at a time, as they were, with vectors."""

@@ -23,7 +23,7 @@ from hub_server.memory.write_repository import MemoryWrites
 from hub_server.paging import Page, split
 from hub_server.retrieval.view import Candidate, Change, View
 from hub_server.rows import Row, active_user, owned
-from hub_server.search import DEFAULT_TOP_K, Hit, Pull, Query, Search, Source
+from hub_server.search import DEFAULT_TOP_K, Hit, Pull, Query, Search, Source, looked
 
 # The order by relevance is not the one that counts: so many are scored, of which the best are hits.
 _SCORED: Final = 200
@@ -170,7 +170,8 @@ class MemoryService:
         vector = await self._search.embed(asked.query)
         query = Query(asked.query, vector)
         if asked.as_of is None:
-            hits = await self._hits(caller, user_id, state, query, asked, now)
+            look = partial(self._hits, caller, user_id, query, asked, now)
+            hits = await looked(state, look, partial(self._state, caller, user_id))
         else:
             hits = await self._hits_then(caller, user_id, state, query, asked.as_of)
         chosen = self._chosen(asked, asked.as_of or now, hits)
@@ -328,17 +329,23 @@ class MemoryService:
         self,
         caller: Caller,
         user_id: str,
-        state: Row,
         query: Query,
         asked: Asked,
         now: dt.datetime,
-    ) -> Sequence[Hit]:
+        state: Row,
+    ) -> tuple[Sequence[Hit], bool]:
+        """Return the hits, and whether a memory has changed that may be one."""
+        is_outdated = False
+
         async def read(memory_ids: Sequence[str]) -> Mapping[str, Row]:
+            nonlocal is_outdated
             async with self._database.statement(caller) as connection:
                 repository = MemoryRepository(connection, caller.tenant_id)
-                return await repository.living(user_id, memory_ids, now)
+                rows, seq = await repository.living(user_id, memory_ids, now)
+            is_outdated = len(rows) < len(memory_ids) and seq > state["last_seq"]
+            return rows
 
-        return await self._search.hits(
+        hits = await self._search.hits(
             self._search.space(caller.tenant_id, user_id, KIND),
             state,
             query,
@@ -347,6 +354,7 @@ class MemoryService:
             read,
             partial(self._chosen, asked, now),
         )
+        return hits, is_outdated
 
     async def _hits_then(
         self, caller: Caller, user_id: str, state: Row, query: Query, as_of: dt.datetime

@@ -26,6 +26,7 @@ from hub_client.v1 import (
     Role,
     Session,
     TenantSettings,
+    UpdateDocumentRequest,
     UpdateMemoryRequest,
     UpdateTenantSettingsRequest,
     UpdateUserConfigRequest,
@@ -33,8 +34,9 @@ from hub_client.v1 import (
     UserConfig,
 )
 from hub_client.v1.options_pb2 import Scope
+from hub_server.context.repository import ContextRepository
 from tests.integration.test_database import statements
-from tests.support import Tenant
+from tests.support import Tenant, settled
 
 _KEPT = ContextReason.CONTEXT_REASON_KEPT
 _MEMORY = ContextPart.CONTEXT_PART_MEMORY
@@ -193,6 +195,30 @@ async def test_the_budget_holds_and_the_ledger_is_whole(tenant: Tenant) -> None:
             elif budget >= 160:
                 assert considered[_HISTORY] == len(messages)
             assert await _recorded(tenant, context) == context
+
+
+async def test_what_is_replaced_while_a_context_is_built_leaves_the_new(
+    tenant: Tenant, user: User, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A memory that is superseded, a document that gets another text: never neither is there."""
+    await _remember(tenant, user, "Takes no milk in tea.", memory_key="tea.milk")
+    document = await tenant.ingest(user, "Tea", "Green tea needs eighty degrees.")
+    read, is_replaced = ContextRepository.found, False
+
+    async def replaced(*arguments: Any, **values: Any) -> Any:
+        nonlocal is_replaced
+        if not is_replaced:
+            is_replaced = True
+            await _remember(tenant, user, "Takes milk in tea.", memory_key="tea.milk")
+            change = UpdateDocumentRequest(document_id=document.document_id, text="Tea needs care.")
+            await tenant.client.knowledge.update_document(change)
+            await settled(tenant.client, document.document_id)
+        return await read(*arguments, **values)
+
+    monkeypatch.setattr(ContextRepository, "found", replaced)
+    context = await _built(tenant, session, 500, shares=ContextShares(history=0))
+    said = [block.content for block in context.blocks if block.part != _HISTORY]
+    assert said == ["Takes milk in tea.", "Tea needs care."]
 
 
 async def test_a_fact_is_not_said_twice(tenant: Tenant, user: User, session: Session) -> None:

@@ -23,6 +23,7 @@ from hub_client.v1 import (
     RememberRequest,
     User,
 )
+from hub_server.memory.repository import MemoryRepository
 from tests.integration.test_database import own_hub, statements
 from tests.support import Hub, Tenant, in_memory_only, running_hub
 
@@ -95,6 +96,24 @@ async def test_a_memory_that_only_the_view_still_holds_is_not_recalled(
         hits = await _recall(tenant.client, user, "tea in the morning", top_k=top_k)
         assert [hit.memory.memory_id for hit in hits] == [kept.memory_id]
     assert [one.memory_id for one in await _listed(tenant.client, user)] == [kept.memory_id]
+
+
+async def test_a_memory_superseded_within_a_recall_leaves_its_successor(
+    tenant: Tenant, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old or the new is recalled, never neither, though the new one was not proposed."""
+    drink = {"memory_key": "drink.favourite"}
+    await _remember(tenant.client, user, "Likes green tea best.", **drink)
+    read, later = MemoryRepository.living, ["Likes coffee best.", "Likes juice best."]
+
+    async def superseded(*arguments: Any) -> Any:
+        if later:
+            await _remember(tenant.client, user, later.pop(), **drink)
+        return await read(*arguments)
+
+    monkeypatch.setattr(MemoryRepository, "living", superseded)
+    (hit,) = await _recall(tenant.client, user, "drink")
+    assert (hit.memory.memory_content, later) == ("Likes coffee best.", [])
 
 
 async def test_memories_that_are_over_do_not_crowd_out_the_others(
