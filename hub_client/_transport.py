@@ -204,15 +204,21 @@ class AsyncTransport:
             response_deserializer=response_type.FromString,
         )
         call = method(timeout=timeout, metadata=self._metadata)
+        ended: list[HubError] = []
+        call.add_done_callback(lambda _: ended.append(_status(call)))
         try:
-            # Not given to gRPC, which would hide what making a request raises.
-            with suppress(asyncio.InvalidStateError):  # the hub has answered already
+            # Not given to gRPC, which would hide what making a request raises. One that fails to be
+            # sent tells nothing: the hub has answered, or has gone.
+            with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
                 for request in _all_retriable(requests):
                     await call.write(request)
                 await call.done_writing()
             response: _Response | None = await call
         except grpc.aio.AioRpcError as error:
-            raise _translated(error) from None
+            # To grpc.aio a write that fails is INTERNAL, which takes the place of the hub's answer
+            # when it comes after it.
+            answers = (*ended, _translated(error))
+            raise min(answers, key=lambda one: one.code == grpc.StatusCode.INTERNAL) from None
         finally:
             call.cancel()  # of what is not sent whole, nothing is kept
         if response is None:  # as in `call`
@@ -251,6 +257,18 @@ def _all_retriable(requests: Iterable[Message]) -> Iterator[Message]:
     """Yield the requests of a call; what makes it retriable stands in the first."""
     for place, request in enumerate(requests):
         yield request if place else _retriable(request)
+
+
+def _status(call: Any) -> HubError:
+    """Return how a call has ended; what grpc.aio lets await is there by then."""
+    parts = []
+    for part in (call.code(), call.details(), call.trailing_metadata()):
+        try:
+            part.send(None)
+        except StopIteration as found:
+            parts.append(found.value)
+    code, details, trailers = parts
+    return from_rpc(code, details, dict(trailers or ()))
 
 
 def _translated(error: Any) -> HubError:  # grpc's RpcError declares no methods

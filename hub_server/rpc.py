@@ -18,7 +18,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
@@ -56,7 +56,6 @@ _MOMENT_SECONDS: Final = 0.05
 MOST_READS: Final = 16
 # Each may hold one message that is not counted yet, of the 8 MiB that gRPC lets through.
 MOST_UPLOADS: Final = 64
-_HEARD_SECONDS: Final = 2.0
 # Without anything being stored, whatever the client's deadline.
 _UPLOAD_SECONDS: Final = 600.0
 # After a pause of the reader's what was read before it is read again: it may be his no longer.
@@ -254,7 +253,6 @@ class Rpc:
                 with self._logged(call, facts), _cancelled_when_gone(), self._uploading():
                     answer = await self._uploaded(call, context, facts)
             except HubError as error:
-                await _hear_out(context)
                 await _abort(context, call, to_status(error, call.request_id))
             context.set_trailing_metadata(((REQUEST_ID_METADATA, call.request_id),))
             return answer
@@ -488,18 +486,6 @@ def _cancelled_when_gone() -> Iterator[None]:
         yield
     except grpc.aio.InternalError as error:
         raise asyncio.CancelledError from error
-
-
-async def _hear_out(context: Context) -> None:
-    """Read for a moment what a sender who is refused sends still, and keep nothing of it.
-
-    To clients of grpc.aio a call that ends while they write has failed for a reason of their own.
-    """
-    with suppress(TimeoutError, grpc.aio.UsageError):
-        async with asyncio.timeout(_HEARD_SECONDS):
-            message: Any = None
-            while message is not grpc.aio.EOF:
-                message = await context.read()
 
 
 async def _abort(context: Context, call: Call, refusal: Status) -> NoReturn:

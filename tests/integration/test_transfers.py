@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from hub_client import errors
+from hub_client import HubClient, errors
 from hub_client.v1 import (
     BatchAppendMessagesRequest,
     BatchMessage,
@@ -413,22 +413,21 @@ async def test_nobody_sees_an_import_before_its_end(life: Life, tenant: Tenant) 
 async def test_an_import_that_another_one_overtook_ends(life: Life, tenant: Tenant) -> None:
     """Nothing it brings is mixed with what the other one brought."""
     records = await exported(life.tenant, life.user.user_id)
-    overtaken = asyncio.Event()
+    loop = asyncio.get_running_loop()
 
-    async def slowly() -> AsyncIterator[bytes]:
+    def slowly() -> Iterator[ImportUserRequest]:
         for place, record in enumerate(records):
             if place == 300:
-                await imported(tenant, records)
-                overtaken.set()
-            yield ImportUserRequest(export_record=record).SerializeToString()
+                asyncio.run_coroutine_threadsafe(imported(tenant, records), loop).result(30)
+            yield ImportUserRequest(export_record=record)
 
-    async with grpc.aio.insecure_channel(tenant.hub.address) as channel:
-        method: Any = channel.stream_unary("/hub.v1.IdentityService/ImportUser")
-        bears = (("authorization", f"Bearer {tenant.key}"),)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await method(slowly(), metadata=bears)
-    assert overtaken.is_set()
-    assert caught.value.code() == grpc.StatusCode.ABORTED
+    def send() -> None:
+        with HubClient(tenant.hub.address, tenant.key) as client:
+            client.identity.import_user(slowly())
+
+    with pytest.raises(errors.HubError) as caught:
+        await asyncio.to_thread(send)
+    assert caught.value.code == grpc.StatusCode.ABORTED
     assert (await exported(tenant, life.user.user_id))[:-1] == records[:-1]
 
 

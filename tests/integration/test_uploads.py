@@ -23,6 +23,7 @@ from hub_client.v1 import (
 )
 from hub_server import parsers
 from hub_server.calls import Room
+from hub_server.ids import new_id
 from hub_server.jobs.purge import _FILES_KEPT
 from hub_server.knowledge.file_repository import purge_files
 from hub_server.rpc import Rpc
@@ -179,6 +180,18 @@ async def test_who_may_not_upload_is_refused_before_he_sends(
             code = await call.code()
     unknown = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.NOT_FOUND)
     assert code == unknown[who == "stranger"]
+
+
+async def test_who_is_refused_while_he_sends_learns_why(tenant: Tenant) -> None:
+    """At once, whatever was on its way, and whichever of the two the client hears of first."""
+    whole = b"tea " * _ONE_MB
+
+    async def refused(who: str) -> None:
+        with pytest.raises(errors.NotFoundError):
+            await tenant.client.upload(whole, UploadDocumentRequest(user_id=who))
+
+    for _ in range(20):
+        await asyncio.gather(refused(new_id()), refused(new_id()))
 
 
 async def test_a_file_that_cannot_be_read_on_leaves_nothing(tenant: Tenant, user: User) -> None:
