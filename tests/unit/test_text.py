@@ -1,5 +1,6 @@
 """What text becomes before it is indexed or searched."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -87,6 +88,21 @@ def test_a_query_without_spaces_asks_for_pairs_not_characters() -> None:
 def test_punctuation_is_no_term() -> None:
     """Signs and spaces give no terms, whatever their script."""
     assert Analyzer("en").terms(" ,.;!?-—・。、「」\t\n🙂") == []
+
+
+def test_no_text_takes_long() -> None:
+    """Nor holds up other threads: normalizing these marks at once takes eight seconds."""
+    analyzer, text = Analyzer("en"), "owl a" + "\u0315\u0300" * 35_000
+    started = time.process_time()
+    assert analyzer.matches(text, analyzer.query_terms("owls")) == [(0, 3)]
+    assert time.process_time() - started < 3
+
+
+@pytest.mark.parametrize("word", ["caf\u0065\u0301 ", "\uff76\uff9e\uff76", "\u1112\u1161\u11ab"])
+def test_a_long_text_folds_as_a_short_one(word: str) -> None:
+    """No letter is cut apart, wherever it stands."""
+    analyzer = Analyzer("und")
+    assert set(analyzer.terms(word * 3)) == set(analyzer.terms(word * 5_000))
 
 
 def test_threads_may_share_an_analyzer() -> None:
