@@ -108,8 +108,7 @@ class Reembedding:
             return
         target = claimed["target_model"] if claimed["status"] == "moving" else None
         while await move.tidy(claimed["embedding_model"], kept=target):
-            if not await move.renew():
-                return
+            pass
         if target is None:
             await move.renew(lease=None, is_untidy=False)
         elif await move.renew(**await move.totals(target)):
@@ -237,9 +236,15 @@ class _Move:
             return await self._repository(connection).lacking(model, after, most)
 
     async def tidy(self, model: str | None, *, kept: str | None) -> int:
-        """Leave some chunks one vector, that of the model; return how many had two."""
-        async with self._database.statement(self._hub()) as connection:
-            return await self._repository(connection).tidy(model, _TIDIED, kept=kept)
+        """Leave some chunks one vector, that of the model; return how many had two.
+
+        0 where the claim was lost: whoever has it may have filled the second.
+        """
+        async with self._database.transaction(self._hub()) as connection:
+            repository = self._repository(connection)
+            if not await repository.renew(self._attempt, self._lease):
+                return 0
+            return await repository.tidy(model, _TIDIED, kept=kept)
 
     async def fill(self, model: str, document_ids: set[str], vectors: Mapping[str, bytes]) -> bool:
         """Keep vectors of chunks; False = the claim was lost."""

@@ -105,6 +105,9 @@ SET status = coalesce(:status ::text, status), error = coalesce(:error ::text, e
     not_before = coalesce(clock_timestamp() + :rest ::interval, not_before),
     updated_at = clock_timestamp()
 WHERE {of_space} AND attempt = :attempt ::int
+  AND EXISTS (SELECT FROM users u
+              WHERE u.tenant_id = :tenant_id ::uuid AND u.user_id = :user_id ::uuid
+                AND u.erasure_id IS NULL)
 RETURNING attempt
 """, of_space=_OF_SPACE)  # fmt: skip
 _TOTALS: Final = HotStatement("""
@@ -161,6 +164,12 @@ _SWITCH: Final = HotStatement("""
 UPDATE spaces SET embedding_model = :model ::text, updated_at = clock_timestamp()
 WHERE {of_space} RETURNING last_seq
 """, of_space=_OF_SPACE)  # fmt: skip
+_UNTIDY: Final = HotStatement("""
+SELECT chunk_id::text, document_id::text FROM chunks
+WHERE tenant_id = :tenant_id ::uuid AND user_id = :user_id ::uuid AND next_model IS NOT NULL
+  AND (:kept ::text IS NULL OR next_model <> :kept ::text)
+ORDER BY chunk_id LIMIT :most ::int
+""")
 # The searches of the space need only the one of the two vectors that is of its model.
 _TIDY: Final = HotStatement("""
 UPDATE chunks c
@@ -168,11 +177,7 @@ SET embedding = CASE WHEN c.next_model = :model ::text THEN c.next_embedding ELS
     embedding_model = CASE WHEN c.next_model = :model ::text
                            THEN c.next_model ELSE c.embedding_model END,
     next_embedding = NULL, next_model = NULL
-WHERE c.tenant_id = :tenant_id ::uuid AND c.chunk_id IN (
-    SELECT chunk_id FROM chunks
-    WHERE tenant_id = :tenant_id ::uuid AND user_id = :user_id ::uuid AND next_model IS NOT NULL
-      AND (:kept ::text IS NULL OR next_model <> :kept ::text)
-    ORDER BY chunk_id LIMIT :most ::int)
+WHERE c.tenant_id = :tenant_id ::uuid AND c.chunk_id = ANY (:chunk_ids ::uuid[])
 RETURNING 1
 """)
 
@@ -216,7 +221,7 @@ class ReembedRepository:
         return rows[0] if rows else None
 
     async def renew(self, attempt: int, lease: dt.timedelta | None, **values: Any) -> bool:
-        """Work on, and note how far it is; False = it is this attempt's no longer.
+        """Work on, and note how far it is; False = it is not this attempt's, or his end has come.
 
         The values are columns, ``more`` (rows done) and ``rest``: how long nobody is to claim it.
         """
@@ -239,9 +244,10 @@ class ReembedRepository:
     async def fill(self, model: str, document_ids: set[str], vectors: Mapping[str, bytes]) -> None:
         """Keep vectors of chunks, by id; searches by the model learn of documents that are whole.
 
-        Whoever takes a seq of the space holds the document first, as everywhere.
+        Whoever changes chunks or takes a seq of the space holds the documents first, as
+        everywhere.
         """
-        documents = {"document_ids": sorted(document_ids)}
+        documents = {"document_ids": list(document_ids)}
         await self._rows(_HOLD, **documents)
         made = {"chunk_ids": list(vectors), "embeddings": list(vectors.values())}
         await self._rows(_FILL, model=model, **made)
@@ -260,7 +266,10 @@ class ReembedRepository:
 
         One of the space's model takes the place of the first; one of ``kept`` stays.
         """
-        return len(await self._rows(_TIDY, model=model, most=most, kept=kept))
+        untidy = await self._rows(_UNTIDY, most=most, kept=kept)
+        await self._rows(_HOLD, document_ids=list({row["document_id"] for row in untidy}))
+        await self._rows(_TIDY, model=model, chunk_ids=[row["chunk_id"] for row in untidy])
+        return len(untidy)
 
     async def _rows(self, statement: HotStatement, **parameters: Any) -> Sequence[Row]:
         return await statement.rows(self._connection, {**self._own, **parameters})

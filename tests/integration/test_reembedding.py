@@ -1,8 +1,10 @@
 """Spaces that move to another model: searched all the while, and no row is lost on the way."""
 
 import asyncio
+import datetime as dt
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +32,11 @@ from hub_client.v1 import (
     UndeleteDocumentRequest,
     User,
 )
+from hub_server.caller import Caller
+from hub_server.database import Connection
 from hub_server.jobs import reembedding
+from hub_server.knowledge.reembed_repository import ReembedRepository
+from hub_server.knowledge.repository import KnowledgeRepository
 from hub_server.migrations import migrate
 from hub_server.settings import Settings
 from tests.embedding_server import EmbeddingServer, Handler, Seen, embedding_server, good, status
@@ -260,6 +266,58 @@ async def test_no_row_is_lost_at_the_switch(tenant: Tenant, user: User, *, is_fi
     assert (found.status, await model_of(tenant, user)) == (_DONE, _NEW)
     await settled(tenant.client, (await listed(tenant, user))[0].document_id)
     assert [hit.chunk.content for hit in await search(tenant, user)] == ["Geese fly south."]
+
+
+async def test_who_drops_chunks_and_who_frees_their_room_do_not_wait_in_a_circle(
+    tenant: Tenant, user: User
+) -> None:
+    """They take them in different orders; both hold the document first."""
+    document_id = (await tenant.ingest(user, "Birds", _LONG)).document_id
+    await move(tenant, user)
+    await arrived(tenant, user)
+
+    def transaction() -> AbstractAsyncContextManager[Connection]:
+        return tenant.hub.database.transaction(Caller.hub(tenant.tenant_id))
+
+    async def drop() -> None:
+        async with transaction() as connection:
+            repository = KnowledgeRepository(connection, tenant.tenant_id)
+            assert await repository.lock_document(document_id)
+            await repository.drop_chunks(document_id, shown=True)
+
+    async def tidy() -> None:
+        async with transaction() as connection:
+            repository = ReembedRepository(connection, tenant.tenant_id, user.user_id)
+            await repository.tidy(_NEW, 500)
+
+    tasks = []
+    lock = "SELECT 1 FROM chunks WHERE user_id = %s AND chunk_index = 8 FOR UPDATE"
+    with held(tenant.hub, lock, user.user_id):
+        for place, work in enumerate((drop, tidy), start=1):
+            tasks.append(asyncio.create_task(work()))
+            await until(lambda: waiting_for_locks(tenant.hub) == place)  # noqa: B023 - awaited
+    await asyncio.gather(*tasks)
+    assert await rows(tenant, user) == []
+
+
+async def test_who_has_lost_a_move_changes_nothing(tenant: Tenant, user: User) -> None:
+    """However late he comes; nor does anybody for a user who is being erased."""
+    await tenant.ingest(user, "Birds", "Owls hunt mice.")
+    await move(tenant, user)
+    await arrived(tenant, user)
+    query = "SELECT attempt FROM reembeddings WHERE user_id = %s"
+    ((attempt,),) = await asyncio.to_thread(tenant.hub.sql, query, user.user_id)
+
+    async def tidied(attempt: int) -> int:
+        claim = {"tenant_id": tenant.tenant_id, "user_id": user.user_id, "attempt": attempt}
+        one = reembedding._Move(tenant.hub.database, claim, dt.timedelta(seconds=60))
+        return await one.tidy(_OLD, kept=None)
+
+    assert await tidied(attempt - 1) == 0
+    mark = "UPDATE users SET erasure_id = gen_random_uuid() WHERE user_id = %s"
+    await asyncio.to_thread(tenant.hub.sql, mark, user.user_id)
+    assert await tidied(attempt) == 0
+    assert await rows(tenant, user) == [(_OLD, _NEW, 1)]
 
 
 async def test_a_move_that_is_cancelled_leaves_nothing_behind(
