@@ -2688,7 +2688,7 @@ class MemoryClient:
     def get_memory_report(
         self, request: GetMemoryReportRequest, *, timeout: float | None = None
     ) -> GetMemoryReportResponse:
-        """Tells what of a user's memories to clean: near duplicates, proposals that
+        """Tells what of a user's memories to clean: (near) duplicates, proposals that
         contradict, low confidence, stale ones, and ones that were never recalled. Looks
         at the newest 5,000 active memories, and returns at most 100 findings of a kind.
 
@@ -2886,7 +2886,7 @@ class AsyncMemoryClient:
     async def get_memory_report(
         self, request: GetMemoryReportRequest, *, timeout: float | None = None
     ) -> GetMemoryReportResponse:
-        """Tells what of a user's memories to clean: near duplicates, proposals that
+        """Tells what of a user's memories to clean: (near) duplicates, proposals that
         contradict, low confidence, stale ones, and ones that were never recalled. Looks
         at the newest 5,000 active memories, and returns at most 100 findings of a kind.
 

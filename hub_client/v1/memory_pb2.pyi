@@ -214,7 +214,9 @@ class _MemoryFindingKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mem
     MEMORY_FINDING_KIND_UNSPECIFIED: _MemoryFindingKind.ValueType  # 0
     """Not told."""
     MEMORY_FINDING_KIND_DUPLICATE: _MemoryFindingKind.ValueType  # 1
-    """Two of one type whose embeddings have a cosine of .9 or more."""
+    """Two of one type whose texts are equal but for case, spaces and punctuation, or
+    whose embeddings, of one model, have a cosine of .9 or more.
+    """
     MEMORY_FINDING_KIND_CONTRADICTION: _MemoryFindingKind.ValueType  # 2
     """A proposal, and the active memory of its type and key."""
     MEMORY_FINDING_KIND_LOW_CONFIDENCE: _MemoryFindingKind.ValueType  # 3
@@ -230,7 +232,9 @@ class MemoryFindingKind(_MemoryFindingKind, metaclass=_MemoryFindingKindEnumType
 MEMORY_FINDING_KIND_UNSPECIFIED: MemoryFindingKind.ValueType  # 0
 """Not told."""
 MEMORY_FINDING_KIND_DUPLICATE: MemoryFindingKind.ValueType  # 1
-"""Two of one type whose embeddings have a cosine of .9 or more."""
+"""Two of one type whose texts are equal but for case, spaces and punctuation, or
+whose embeddings, of one model, have a cosine of .9 or more.
+"""
 MEMORY_FINDING_KIND_CONTRADICTION: MemoryFindingKind.ValueType  # 2
 """A proposal, and the active memory of its type and key."""
 MEMORY_FINDING_KIND_LOW_CONFIDENCE: MemoryFindingKind.ValueType  # 3
@@ -1329,7 +1333,9 @@ class MemoryFinding(_message.Message):
     kind: Global___MemoryFindingKind.ValueType
     """What is wrong."""
     similarity: _builtins.float
-    """Of duplicates, the cosine of their embeddings; 0 of other kinds."""
+    """Of duplicates, the cosine of their embeddings, and 1 where their texts are equal;
+    0 of other kinds.
+    """
     @_builtins.property
     def memories(self) -> _containers.RepeatedCompositeFieldContainer[Global___Memory]:
         """The memories: two for duplicates and contradictions, the newer first; else one."""

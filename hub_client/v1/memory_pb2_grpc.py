@@ -263,7 +263,7 @@ class MemoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetMemoryReport(self, request, context):
-        """Tells what of a user's memories to clean: near duplicates, proposals that
+        """Tells what of a user's memories to clean: (near) duplicates, proposals that
         contradict, low confidence, stale ones, and ones that were never recalled. Looks
         at the newest 5,000 active memories, and returns at most 100 findings of a kind.
 

@@ -139,7 +139,7 @@ class MemoryServiceStub:
     Errors include: NOT_FOUND.
     """
     GetMemoryReport: _grpc.UnaryUnaryMultiCallable[_memory_pb2.GetMemoryReportRequest, _memory_pb2.GetMemoryReportResponse]
-    """Tells what of a user's memories to clean: near duplicates, proposals that
+    """Tells what of a user's memories to clean: (near) duplicates, proposals that
     contradict, low confidence, stale ones, and ones that were never recalled. Looks
     at the newest 5,000 active memories, and returns at most 100 findings of a kind.
 
@@ -257,7 +257,7 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     Errors include: NOT_FOUND.
     """
     GetMemoryReport: _aio.UnaryUnaryMultiCallable[_memory_pb2.GetMemoryReportRequest, _memory_pb2.GetMemoryReportResponse]  # type: ignore[assignment]
-    """Tells what of a user's memories to clean: near duplicates, proposals that
+    """Tells what of a user's memories to clean: (near) duplicates, proposals that
     contradict, low confidence, stale ones, and ones that were never recalled. Looks
     at the newest 5,000 active memories, and returns at most 100 findings of a kind.
 
@@ -450,7 +450,7 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_pb2.GetMemoryReportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_pb2.GetMemoryReportResponse, _abc.Awaitable[_memory_pb2.GetMemoryReportResponse]]:
-        """Tells what of a user's memories to clean: near duplicates, proposals that
+        """Tells what of a user's memories to clean: (near) duplicates, proposals that
         contradict, low confidence, stale ones, and ones that were never recalled. Looks
         at the newest 5,000 active memories, and returns at most 100 findings of a kind.
 

@@ -3,7 +3,7 @@
 import datetime as dt
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import combinations, groupby, islice
 from typing import Final
 
 import numpy as np
@@ -22,7 +22,7 @@ _BLOCK: Final = 512  # rows compared with all others at a time: some 10 MB
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One or two memories to look at, and of duplicates their cosine."""
+    """One or two memories to look at, and of duplicates their cosine, 1 = one text."""
 
     kind: str
     memories: Sequence[Row]
@@ -74,7 +74,10 @@ def _contradictions(rows: Sequence[Row]) -> Iterator[Finding]:
 
 
 def _duplicates(active: Sequence[Row]) -> Iterator[Finding]:
-    """Yield pairs of one type and model that are alike, the most alike first."""
+    """Yield pairs of one type that are alike: those of one text first, whatever embedded them."""
+    for _, same in groupby(sorted(active, key=_text), key=_text):
+        for one, other in combinations(same, 2):
+            yield _duplicate(1.0, one, other)
 
     def kind(row: Row) -> tuple[str, str, int]:
         return row["memory_type"], row["embedding_model"], len(row["embedding"])
@@ -84,8 +87,17 @@ def _duplicates(active: Sequence[Row]) -> Iterator[Finding]:
         pairs += _alike(list(group))
     pairs.sort(key=lambda pair: -pair[0])
     for similarity, one, other in pairs:
-        newer_first = sorted((one, other), key=lambda row: row["memory_id"], reverse=True)
-        yield Finding("duplicate", newer_first, similarity)
+        if _text(one) != _text(other):
+            yield _duplicate(similarity, one, other)
+
+
+def _text(row: Row) -> tuple[str, bytes]:
+    return row["memory_type"], row["content_hash"]
+
+
+def _duplicate(similarity: float, *rows: Row) -> Finding:
+    newer_first = sorted(rows, key=lambda row: row["memory_id"], reverse=True)
+    return Finding("duplicate", newer_first, similarity)
 
 
 def _alike(rows: Sequence[Row]) -> list[tuple[float, Row, Row]]:

@@ -220,6 +220,7 @@ class MemoryRepository:
         """Return a user's newest recalled memories and all proposals that last, with vectors."""
         kept = (
             *MEMORY,
+            memory_store.c.content_hash,
             memory_store.c.embedding,
             memory_store.c.embedding_model,
             memory_store.c.last_recalled_at,

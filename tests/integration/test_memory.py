@@ -13,9 +13,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hub_client import AsyncHubClient
 from hub_client.errors import InvalidFieldError, NotFoundError
 from hub_client.v1 import (
+    GetMemoryReportRequest,
     GetMemoryRequest,
     ListMemoriesRequest,
     Memory,
+    MemoryFindingKind,
     MemoryHit,
     MemorySource,
     MemoryType,
@@ -28,6 +30,7 @@ from tests.integration.test_database import own_hub, statements
 from tests.support import Hub, Tenant, in_memory_only, running_hub
 
 _FACT = MemoryType.MEMORY_TYPE_FACT
+_DUPLICATE = MemoryFindingKind.MEMORY_FINDING_KIND_DUPLICATE
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +261,7 @@ async def test_reads_take_as_few_statements_as_they_can(tenant: Tenant, user: Us
 async def test_what_another_model_embedded_is_found_by_its_words(
     empty_database: str, tmp_path: Path
 ) -> None:
-    """A hub on another model finds old memories by words, with no likeness in meaning made up."""
+    """By words, with no likeness in meaning made up; and a text that is told again is reported."""
     async with own_hub(empty_database, tmp_path / "minilm", embedding="minilm") as minilm:
         tenant = await minilm.new_tenant()
         user = await tenant.new_user()
@@ -275,6 +278,11 @@ async def test_what_another_model_embedded_is_found_by_its_words(
             back = await _recall(tenant.client, user, "bicycle")
             found = [hit for hit in back if hit.memory == new]
             assert [(hit.vector_score, hit.word_score > 0) for hit in found] == [(0, True)]
+            same = await _remember(client, user, "likes strong green TEA", memory_key="drink")
+            request = GetMemoryReportRequest(user_id=user.user_id)
+            report = (await client.memory.get_memory_report(request)).memory_report
+            duplicates = [one for one in report.findings if one.kind == _DUPLICATE]
+            assert [([*one.memories], one.similarity) for one in duplicates] == [([same, old], 1)]
 
 
 async def test_a_vector_of_another_model_is_not_compared_though_it_would_fit(
