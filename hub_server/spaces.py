@@ -63,14 +63,16 @@ WHERE u.tenant_id = :tenant_id ::uuid AND u.user_id = :user_id ::uuid AND u.dele
 """)
 
 
-async def next_seq(connection: AsyncConnection, tenant_id: str, user_id: str, kind: str) -> int:
-    """Take the next seq of a space; holds the space until the transaction ends."""
+async def next_seq(
+    connection: AsyncConnection, tenant_id: str, user_id: str, kind: str, count: int = 1
+) -> int:
+    """Take the next seqs of a space, and return the last; holds the space until the commit."""
     statement = (
         insert(spaces)
-        .values(tenant_id=tenant_id, user_id=user_id, kind=kind, last_seq=1)
+        .values(tenant_id=tenant_id, user_id=user_id, kind=kind, last_seq=count)
         .on_conflict_do_update(
             index_elements=["tenant_id", "user_id", "kind"],
-            set_={"last_seq": spaces.c.last_seq + 1, "updated_at": sa.func.now()},
+            set_={"last_seq": spaces.c.last_seq + count, "updated_at": sa.func.now()},
         )
         .returning(spaces.c.last_seq)
     )

@@ -33,6 +33,7 @@ _HOUR: Final = dt.timedelta(hours=1)
 # When a memory was recalled is noted to the day: a read that always wrote would be slow.
 _RECALLED_AGAIN: Final = dt.timedelta(days=1)
 _LONGEST_HISTORY: Final = 500
+_CHANGES: Final = 2  # by a statement that takes the place of another; few make more
 _RESTORABLE: Final = ("active", "superseded", "forgotten")
 
 
@@ -107,7 +108,8 @@ class MemoryService:
             claims = Claims(connection, caller.tenant_id, user_id)
             if (answer := await claims.claim(retry)) is not None:
                 return await self._first_answer(connection, caller, answer)
-            turn = await Turn.begin(connection, caller, user_id, self._clock)
+            changes = _CHANGES * len(statements)
+            turn = await Turn.begin(connection, caller, user_id, self._clock, changes)
             # Only now: a retry whose time to expire has passed meanwhile is still a retry.
             for place, one in enumerate(statements):
                 prefix = f"memories[{place}]." if is_batch else ""

@@ -1,7 +1,7 @@
 """How memories change: one writer of a user's at a time, from a lock to the commit."""
 
 import datetime as dt
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,13 +30,18 @@ class Turn:
     """One writer's turn with a user's memories: from the lock of their space to the commit."""
 
     def __init__(
-        self, connection: Connection, caller: Caller, user_id: str, now: dt.datetime, seq: int
+        self,
+        connection: Connection,
+        caller: Caller,
+        user_id: str,
+        now: dt.datetime,
+        seqs: Iterable[int],
     ) -> None:
-        """Hold the turn that took ``seq``; see ``begin``."""
+        """Hold the turn that took ``seqs``; see ``begin``."""
         self._connection = connection
         self._tenant_id = caller.tenant_id
         self._user_id = user_id
-        self._seq: int | None = seq
+        self._seqs = iter(seqs)
         self.now = now
         self.writes = MemoryWrites(connection, caller.tenant_id, user_id, now)
 
@@ -47,10 +52,14 @@ class Turn:
         caller: Caller,
         user_id: str,
         clock: Callable[[], dt.datetime],
+        changes: int = 1,
     ) -> "Turn":
-        """Wait for the turn; only then ask for the time, so that later turns are later."""
-        seq = await spaces.next_seq(connection, caller.tenant_id, user_id, KIND)
-        return cls(connection, caller, user_id, clock(), seq)
+        """Wait for the turn; only then ask for the time, so that later turns are later.
+
+        For more than so many changes seqs are taken one by one.
+        """
+        last = await spaces.next_seq(connection, caller.tenant_id, user_id, KIND, changes)
+        return cls(connection, caller, user_id, clock(), range(last - changes + 1, last + 1))
 
     async def check_origin(self, field: str, new: Statement) -> None:
         """Refuse a session that is not the user's, and a message that is not the session's.
@@ -138,8 +147,7 @@ class Turn:
         return await self.change(old, "superseded", {"status": "superseded", "superseded_by": by})
 
     async def _next_seq(self) -> int:
-        """Return a seq of its own for each change; the first is that of the lock."""
-        seq, self._seq = self._seq, None
-        if seq is not None:
+        """Return a seq of its own for each change; the first are those of the lock."""
+        if (seq := next(self._seqs, None)) is not None:
             return seq
         return await spaces.next_seq(self._connection, self._tenant_id, self._user_id, KIND)

@@ -46,6 +46,7 @@ from hub_client.v1 import (
 )
 from hub_server.jobs import memory_expiry
 from hub_server.memory.turn import Turn
+from tests.integration.test_database import statements
 from tests.support import Hub, Tenant, running_hub
 
 _FACT = MemoryType.MEMORY_TYPE_FACT
@@ -132,9 +133,8 @@ async def test_without_turns_two_writers_of_one_text_would_leave_two(
     """The control: where both look before either writes, neither knows of the other."""
     both, known = asyncio.Barrier(2), Turn.known
 
-    async def begin(connection: Any, caller: Any, user_id: str, clock: Any) -> Turn:
-        seq: Any = None
-        return Turn(connection, caller, user_id, clock(), seq)
+    async def begin(connection: Any, caller: Any, user_id: str, clock: Any, _: int) -> Turn:
+        return Turn(connection, caller, user_id, clock(), ())
 
     async def met(turn: Turn, *asked: Any) -> Any:
         found = await known(turn, *asked)
@@ -145,6 +145,18 @@ async def test_without_turns_two_writers_of_one_text_would_leave_two(
     monkeypatch.setattr(Turn, "known", met)
     await asyncio.gather(*(_remember(tenant.client, user, "Drinks tea.") for _ in range(2)))
     assert len(await _listed(tenant, user)) == 2
+
+
+async def test_a_batch_costs_a_statement_for_each_change(tenant: Tenant, user: User) -> None:
+    """Whatever comes before these is done once."""
+    keys = [{"memory_key": str(number)} for number in range(6)]
+    await _batch(tenant, user, [{**key, "memory_content": "Owl."} for key in keys])
+    counts = []
+    for some in (keys[:1], keys[1:]):
+        with statements() as seen:
+            await _batch(tenant, user, [{**key, "memory_content": "Swan."} for key in some])
+        counts.append(len(seen))
+    assert counts[1] - counts[0] == 4 * len(("superseded", "created"))
 
 
 @pytest.mark.parametrize(
