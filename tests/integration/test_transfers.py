@@ -20,6 +20,7 @@ from hub_client.v1 import (
     CreatePasswordResetRequest,
     DeleteUserRequest,
     Document,
+    DocumentStatus,
     EraseUserRequest,
     ErasureState,
     ExportRecord,
@@ -364,6 +365,26 @@ async def test_searches_find_what_was_imported(
     assert found.hits[0].vector_score > 0
     said = await client.chat.search_messages(SearchMessagesRequest(user_id=user_id, query="cup"))
     assert {hit.message.content for hit in said.hits} >= {"This is cup 0.", "This is cup 1."}
+
+
+async def test_a_file_that_was_not_read_yet_is_read_where_it_comes(
+    small: Sequence[ExportRecord], tenant: Tenant
+) -> None:
+    """Its document is ready there, and is found."""
+    records, file = copied(small), b"# Sencha\n\nSencha is brewed at 80 degrees."
+    document = next(record.document for record in records if record.HasField("document"))
+    document.status = DocumentStatus.DOCUMENT_STATUS_PROCESSING
+    document.ClearField("error")
+    document.media_type, document.content_hash = "text/plain", hashlib.sha256(file).digest()
+    first, second = [record for record in records if record.HasField("file_part")]
+    first.file_part.content, document.file_parts = file, 1
+    records.remove(second)
+    user_id = (await imported(tenant, sealed(records))).user.user_id
+    read = await settled(tenant.client, document.document_id)
+    assert (read.status, read.title) == (DocumentStatus.DOCUMENT_STATUS_READY, "Sencha")
+    request = SearchRequest(user_id=user_id, query="sencha", top_k=1)
+    (hit,) = (await tenant.client.knowledge.search(request)).hits
+    assert hit.chunk.document_id == document.document_id
 
 
 async def test_an_erased_user_comes_back_as_he_was(tenant: Tenant) -> None:
