@@ -3,7 +3,7 @@
 import asyncio
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -45,8 +45,14 @@ def measure(rows: Vectors, queries: Vectors, nearest: Sequence[set[int]], rounds
         with running_hub(data, embedding=EMBEDDING) as (hub, key):
             user_id, filled = _filled(hub, key, rows)
             requests = [_request(user_id, query) for query in queries]
+            rare = [_request(user_id, query, is_rare=True) for query in queries]
             first, built = _built(hub, key, user_id, requests[0])
-            _print_rates(bare, hub, key, requests, rounds)
+            series = {
+                "echo": (bare, ECHO, requests),
+                "Search": (hub, SEARCH, requests),
+                "of 1 %": (hub, SEARCH, rare),
+            }
+            _print_rates(series, key, rounds)
             print(f"    recall@{TOP} {_recall(hub, key, requests, nearest):.4f}")
         with running_hub(data, embedding=EMBEDDING) as (hub, key):
             again = _first(hub, key, requests[0])
@@ -67,7 +73,7 @@ def _filled(hub: str, key: str, rows: Vectors) -> tuple[str, float]:
             if first % DOCUMENT == 0:
                 document_id = ""
             chunks = [
-                OwnChunk(content=f"row {number}", embedding=rows[number].astype("<f4").tobytes())
+                _chunk(number, rows[number])
                 for number in range(first, min(first + CHUNKS, len(rows)))
             ]
             request = AddChunksRequest(user_id=user_id, embedding_model=model, chunks=chunks)
@@ -79,13 +85,24 @@ def _filled(hub: str, key: str, rows: Vectors) -> tuple[str, float]:
     return user_id, time.perf_counter() - begin
 
 
-def _request(user_id: str, query: Vectors) -> bytes:
-    return SearchRequest(
+def _chunk(number: int, row: Vectors) -> OwnChunk:
+    chunk = OwnChunk(content=f"row {number}", embedding=row.astype("<f4").tobytes())
+    chunk.metadata["hundredth"] = number % 100
+    return chunk
+
+
+def _request(user_id: str, query: Vectors, *, is_rare: bool = False) -> bytes:
+    """Return a search of all rows, or of those one in a hundred that a filter keeps."""
+    request = SearchRequest(
         user_id=user_id,
         vector=query.astype("<f4").tobytes(),
         mode=SearchMode.SEARCH_MODE_SEMANTIC,
         top_k=TOP,
-    ).SerializeToString()
+    )
+    if is_rare:
+        request.filter.equals.path.append("hundredth")
+        request.filter.equals.value.number = 7
+    return request.SerializeToString()
 
 
 def _built(hub: str, key: str, user_id: str, request: bytes) -> tuple[float, float]:
@@ -132,18 +149,20 @@ def _recall(hub: str, key: str, requests: Sequence[bytes], nearest: Sequence[set
     return asyncio.run(right()) / TOP / len(requests)
 
 
-def _print_rates(bare: str, hub: str, key: str, requests: Sequence[bytes], rounds: int) -> None:
-    """Print rates and latencies, hub and echo in turn in each round."""
+def _print_rates(
+    series: Mapping[str, tuple[str, str, Sequence[bytes]]], key: str, rounds: int
+) -> None:
+    """Print rates and latencies of calls (address, method, requests), in turn in each round."""
     for in_flight in (1, IN_FLIGHT):
-        series: dict[str, list[float]] = {"echo": [], "Search": []}
-        rates: dict[str, list[float]] = {"echo": [], "Search": []}
+        times: dict[str, list[float]] = {name: [] for name in series}
+        rates: dict[str, list[float]] = {name: [] for name in series}
         for _ in range(rounds):
-            for name, address, method in (("echo", bare, ECHO), ("Search", hub, SEARCH)):
-                times, rate = asyncio.run(_calls(address, method, requests, key, in_flight))
-                series[name] += times
+            for name, (address, method, requests) in series.items():
+                took, rate = asyncio.run(_calls(address, method, requests, key, in_flight))
+                times[name] += took
                 rates[name].append(rate)
-        for name, times in series.items():
-            p50, p95, p99 = (percentile(times, part) * 1000 for part in (0.5, 0.95, 0.99))
+        for name, took in times.items():
+            p50, p95, p99 = (percentile(took, part) * 1000 for part in (0.5, 0.95, 0.99))
             ours = sorted(rates[name])
             print(
                 f"    {name:6} {in_flight:2} in flight: {ours[len(ours) // 2]:7,.0f}/s"
