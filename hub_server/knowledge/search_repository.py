@@ -33,7 +33,7 @@ SELECT EXISTS (SELECT FROM lineage) AS has_session,
              AND m.seq <= l.last) AS has_message
 """)
 _FILTERED: Final = HotStatement("""
-SELECT found::text AS chunk_id FROM hub_filtered_chunks(
+SELECT array_agg(found::text) AS chunk_ids FROM hub_filtered_chunks(
     :user_id ::uuid, :merged ::jsonpath, :of_documents ::jsonpath, :of_chunks ::jsonpath,
     :names ::text[], :most ::integer) AS found
 """)
@@ -53,16 +53,17 @@ _PARTS: Final = {
 }
 _OF_DOCUMENTS: Final = HotStatement(
     """
-SELECT c.chunk_id::text
-FROM (SELECT DISTINCT unnest(:document_ids ::uuid[]) AS document_id) given
-CROSS JOIN LATERAL ({document}) d
-CROSS JOIN LATERAL (
-    SELECT c.chunk_id, c.metadata FROM chunks c
-    WHERE c.tenant_id = :tenant_id ::uuid AND c.document_id = given.document_id
-      AND c.revision = d.revision
-    OFFSET 0) c
-WHERE {is_asked}
-LIMIT :most ::integer
+SELECT array_agg(found.chunk_id::text) AS chunk_ids FROM (
+    SELECT c.chunk_id
+    FROM (SELECT DISTINCT unnest(:document_ids ::uuid[]) AS document_id) given
+    CROSS JOIN LATERAL ({document}) d
+    CROSS JOIN LATERAL (
+        SELECT c.chunk_id, c.metadata FROM chunks c
+        WHERE c.tenant_id = :tenant_id ::uuid AND c.document_id = given.document_id
+          AND c.revision = d.revision
+        OFFSET 0) c
+    WHERE {is_asked}
+    LIMIT :most ::integer) found
 """,
     **_PARTS,
 )
@@ -139,7 +140,7 @@ class SearchRepository:
                 names=list(condition.names),
                 most=most,
             )
-        return [row["chunk_id"] for row in rows]
+        return rows[0]["chunk_ids"] or []
 
     async def shown_chunks(
         self, chunk_ids: Sequence[str], document_ids: Sequence[str], condition: Condition | None
