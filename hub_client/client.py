@@ -82,17 +82,17 @@ class HubClient:
 
     def upload(
         self,
-        file: Path | bytes,
+        file: str | Path | bytes,
         header: UploadDocumentRequest | None = None,
         *,
         timeout: float | None = None,
     ) -> Document:
-        """Upload a file, or its bytes, as a document.
+        """Upload a file, by its path, or its bytes, as a document.
 
         ``header`` bears all but the bytes: the user, a title …; the name of the file is added. A
         file is sent as it is when it is read first. Raises HubError, and OSError of the file.
         """
-        content = file if isinstance(file, bytes) else file.read_bytes()
+        content = file if isinstance(file, bytes) else Path(file).read_bytes()
         parts = _parts(file, content, header)
         return self.knowledge.upload_document(parts, timeout=timeout).document
 
@@ -157,7 +157,7 @@ class AsyncHubClient:
 
     async def upload(
         self,
-        file: Path | bytes,
+        file: str | Path | bytes,
         header: UploadDocumentRequest | None = None,
         *,
         timeout: float | None = None,
@@ -166,7 +166,10 @@ class AsyncHubClient:
 
         Takes and raises what ``HubClient.upload`` does.
         """
-        content = file if isinstance(file, bytes) else await asyncio.to_thread(file.read_bytes)
+        if isinstance(file, bytes):
+            content = file
+        else:
+            content = await asyncio.to_thread(Path(file).read_bytes)
         parts = _parts(file, content, header)
         return (await self.knowledge.upload_document(parts, timeout=timeout)).document
 
@@ -189,13 +192,13 @@ class AsyncHubClient:
 
 
 def _parts(
-    file: Path | bytes, content: bytes, header: UploadDocumentRequest | None
+    file: str | Path | bytes, content: bytes, header: UploadDocumentRequest | None
 ) -> Iterator[UploadDocumentRequest]:
     """Yield the messages of an upload: what it is, and then its bytes."""
     first = UploadDocumentRequest()
     first.MergeFrom(header or first)
-    if isinstance(file, Path) and not first.file_name:
-        first.file_name = file.name
+    if not isinstance(file, bytes) and not first.file_name:
+        first.file_name = Path(file).name
     yield first
     for start in range(0, len(content), _PART):
         yield UploadDocumentRequest(data=content[start : start + _PART])

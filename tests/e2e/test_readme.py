@@ -13,10 +13,10 @@ from tests.support import hub_process
 ROOT = Path(__file__).parent.parent.parent
 
 
-def block(name: str) -> str:
-    """Return the README's code block marked `<!-- test: name -->`."""
+def block(file: str, name: str) -> str:
+    """Return the code block of a file that is marked `<!-- test: name -->`."""
     found = re.search(
-        rf"<!-- test: {name} -->\n```\w+\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+        rf"<!-- test: {name} -->\n```\w+\n(.*?)```", (ROOT / file).read_text(), re.DOTALL
     )
     assert found
     return found[1]
@@ -25,20 +25,21 @@ def block(name: str) -> str:
 @pytest.mark.parametrize(
     ("name", "command", "shown"),
     [
-        ("grpcurl", ["bash", "-euo", "pipefail", "-c"], "Sencha is brewed at 80 degrees."),
-        ("python", [sys.executable, "-c"], "as it should be"),
+        ("grpcurl", ["bash", "-euo", "pipefail", "-c"], ("Sencha is brewed at 80", "September")),
+        ("python", [sys.executable, "-c"], ("as it should be", "back again: Cleo drinks green")),
     ],
 )
-def test_the_examples_of_the_readme_work_when_pasted(
-    tmp_path: Path, name: str, command: list[str], shown: str
+def test_the_examples_work_when_pasted(
+    tmp_path: Path, name: str, command: list[str], shown: tuple[str, str]
 ) -> None:
     """Each runs twice in a row against a hub in .hub, and prints what it promises."""
     with hub_process(tmp_path / ".hub") as hub:
-        script = block(name).replace("127.0.0.1:50051", hub.start())
+        address = hub.start()
+        scripts = [block(file, name) for file in ("README.md", "docs/examples.md")]
         tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        for _ in range(2):
+        for script, words in 2 * list(zip(scripts, shown, strict=True)):
             run = subprocess.run(
-                [*command, script],
+                [*command, script.replace("127.0.0.1:50051", address)],
                 cwd=tmp_path,
                 env=os.environ | {"PATH": tools, "PYTHONPATH": str(ROOT)},
                 capture_output=True,
@@ -47,7 +48,7 @@ def test_the_examples_of_the_readme_work_when_pasted(
                 check=False,
             )
             assert run.returncode == 0, run.stderr
-            assert shown in run.stdout
+            assert words in run.stdout
 
 
 def run_demo(**environment: str) -> subprocess.CompletedProcess[str]:
