@@ -18,10 +18,10 @@ from hub_client.v1 import memory_pb2 as pb
 from tests.token_model import Refused, copy
 
 DAY: Final = dt.timedelta(days=1)
-# Texts that say the same, in the same place: equal but for case and punctuation, or near.
+# Texts that say the same, in the same place: equal but for case and marks, or but for an article.
 TEXTS: Final = (
     ("Drinks tea.", "drinks  TEA!"),
-    ("Prefers dark mode in all apps", "Prefers dark mode in all of the apps!"),
+    ("Prefers dark mode in all apps", "Prefers the dark mode in all apps!"),
     ("Is allergic to nuts.",),
     ("Is not allergic to nuts.",),
     ("Plays chess.",),

@@ -128,7 +128,7 @@ class _RememberOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Remem
     REMEMBER_OUTCOME_CREATED: _RememberOutcome.ValueType  # 1
     """It is a new memory."""
     REMEMBER_OUTCOME_REINFORCED: _RememberOutcome.ValueType  # 2
-    """It was remembered already, and is so more surely now."""
+    """It was remembered already, in these words, and is so more surely now."""
     REMEMBER_OUTCOME_SUPERSEDED: _RememberOutcome.ValueType  # 3
     """It is a new memory in the place of another."""
     REMEMBER_OUTCOME_UNCHANGED: _RememberOutcome.ValueType  # 4
@@ -144,7 +144,7 @@ REMEMBER_OUTCOME_UNSPECIFIED: RememberOutcome.ValueType  # 0
 REMEMBER_OUTCOME_CREATED: RememberOutcome.ValueType  # 1
 """It is a new memory."""
 REMEMBER_OUTCOME_REINFORCED: RememberOutcome.ValueType  # 2
-"""It was remembered already, and is so more surely now."""
+"""It was remembered already, in these words, and is so more surely now."""
 REMEMBER_OUTCOME_SUPERSEDED: RememberOutcome.ValueType  # 3
 """It is a new memory in the place of another."""
 REMEMBER_OUTCOME_UNCHANGED: RememberOutcome.ValueType  # 4
@@ -214,8 +214,8 @@ class _MemoryFindingKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mem
     MEMORY_FINDING_KIND_UNSPECIFIED: _MemoryFindingKind.ValueType  # 0
     """Not told."""
     MEMORY_FINDING_KIND_DUPLICATE: _MemoryFindingKind.ValueType  # 1
-    """Two of one type whose texts are equal but for case, spaces and punctuation, or
-    whose embeddings, of one model, have a cosine of .9 or more.
+    """Two of one type whose texts are equal (see Remember), or whose embeddings, of one
+    model, have a cosine of .9 or more.
     """
     MEMORY_FINDING_KIND_CONTRADICTION: _MemoryFindingKind.ValueType  # 2
     """A proposal, and the active memory of its type and key."""
@@ -232,8 +232,8 @@ class MemoryFindingKind(_MemoryFindingKind, metaclass=_MemoryFindingKindEnumType
 MEMORY_FINDING_KIND_UNSPECIFIED: MemoryFindingKind.ValueType  # 0
 """Not told."""
 MEMORY_FINDING_KIND_DUPLICATE: MemoryFindingKind.ValueType  # 1
-"""Two of one type whose texts are equal but for case, spaces and punctuation, or
-whose embeddings, of one model, have a cosine of .9 or more.
+"""Two of one type whose texts are equal (see Remember), or whose embeddings, of one
+model, have a cosine of .9 or more.
 """
 MEMORY_FINDING_KIND_CONTRADICTION: MemoryFindingKind.ValueType  # 2
 """A proposal, and the active memory of its type and key."""

@@ -49,10 +49,16 @@ class MemoryServiceStub:
     RejectMemory); one proposal for a key at a time, the newest.
 
     Without a key, a text that is remembered in the same type already, active and
-    not expired, reinforces that memory. It is the same text when it is equal but
-    for case, spaces and punctuation, or when its embedding has a cosine of .95
-    (HUB_NEAR_DUPLICATE) or more, and the words by which the two differ are neither
-    numbers nor negations, and those they share stand in the same order.
+    not expired, reinforces that memory. It is the same text when it is equal, or
+    when its embedding has a cosine of .95 (HUB_NEAR_DUPLICATE) or more and one of
+    the two only leaves out the definite article where the other has it, in the
+    user's language: en, de, fr, es, it, nl or pt. All else that differs is new, so
+    that nothing that was said is lost; GetMemoryReport shows what is alike.
+
+    Texts are equal that differ in nothing but case, spaces, quotes, parentheses and
+    the marks . , ; : ! and …, unless one of `.`, `,` and `:` stands directly before
+    a letter or digit (ann.lee@x.org, 3.5), or several marks stand by themselves, as
+    a smiley does. Any other character counts: C is not C++, -5 is not 5.
 
     To reinforce counts one up, keeps the later expiry, takes `user` as the source
     if the user said it now, and raises the confidence c to c + (1 - c) * n / 2,
@@ -167,10 +173,16 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     RejectMemory); one proposal for a key at a time, the newest.
 
     Without a key, a text that is remembered in the same type already, active and
-    not expired, reinforces that memory. It is the same text when it is equal but
-    for case, spaces and punctuation, or when its embedding has a cosine of .95
-    (HUB_NEAR_DUPLICATE) or more, and the words by which the two differ are neither
-    numbers nor negations, and those they share stand in the same order.
+    not expired, reinforces that memory. It is the same text when it is equal, or
+    when its embedding has a cosine of .95 (HUB_NEAR_DUPLICATE) or more and one of
+    the two only leaves out the definite article where the other has it, in the
+    user's language: en, de, fr, es, it, nl or pt. All else that differs is new, so
+    that nothing that was said is lost; GetMemoryReport shows what is alike.
+
+    Texts are equal that differ in nothing but case, spaces, quotes, parentheses and
+    the marks . , ; : ! and …, unless one of `.`, `,` and `:` stands directly before
+    a letter or digit (ann.lee@x.org, 3.5), or several marks stand by themselves, as
+    a smiley does. Any other character counts: C is not C++, -5 is not 5.
 
     To reinforce counts one up, keeps the later expiry, takes `user` as the source
     if the user said it now, and raises the confidence c to c + (1 - c) * n / 2,
@@ -288,10 +300,16 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         RejectMemory); one proposal for a key at a time, the newest.
 
         Without a key, a text that is remembered in the same type already, active and
-        not expired, reinforces that memory. It is the same text when it is equal but
-        for case, spaces and punctuation, or when its embedding has a cosine of .95
-        (HUB_NEAR_DUPLICATE) or more, and the words by which the two differ are neither
-        numbers nor negations, and those they share stand in the same order.
+        not expired, reinforces that memory. It is the same text when it is equal, or
+        when its embedding has a cosine of .95 (HUB_NEAR_DUPLICATE) or more and one of
+        the two only leaves out the definite article where the other has it, in the
+        user's language: en, de, fr, es, it, nl or pt. All else that differs is new, so
+        that nothing that was said is lost; GetMemoryReport shows what is alike.
+
+        Texts are equal that differ in nothing but case, spaces, quotes, parentheses and
+        the marks . , ; : ! and …, unless one of `.`, `,` and `:` stands directly before
+        a letter or digit (ann.lee@x.org, 3.5), or several marks stand by themselves, as
+        a smiley does. Any other character counts: C is not C++, -5 is not 5.
 
         To reinforce counts one up, keeps the later expiry, takes `user` as the source
         if the user said it now, and raises the confidence c to c + (1 - c) * n / 2,

@@ -37,7 +37,7 @@ memory_store = tenant_table(
     *_state(),
     sa.Column("is_active", sa.Boolean, sa.Computed("status = 'active'", persisted=True)),
     sa.Column("revision", sa.Integer, nullable=False, server_default="1"),
-    sa.Column("content_hash", sa.LargeBinary, nullable=False),  # see remembering.content_hash
+    sa.Column("content_hash", sa.LargeBinary, nullable=False),  # see sameness.content_hash
     sa.Column("embedding", sa.LargeBinary, nullable=False),  # float32, little-endian
     sa.Column("embedding_model", sa.Text, nullable=False),
     timestamp("last_recalled_at"),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from hub_server.memory.sameness import content_hash, cosine, says_the_same
+from hub_server.memory.sameness import cosine, says_the_same, words
 from hub_server.memory.scoring import reinforced
 from hub_server.rows import Row
 
@@ -33,11 +33,7 @@ class Statement:
     message_id: str | None
     embedding: bytes
     embedding_model: str
-
-    @property
-    def content_hash(self) -> bytes:
-        """What equal statements share."""
-        return content_hash(self.memory_content)
+    content_hash: bytes
 
     def values(self) -> dict[str, Any]:
         """Return the columns of a memory that this makes."""
@@ -97,7 +93,7 @@ class Judge:
         active = [one for one in known if one["status"] == "active"]
         proposed = [one for one in known if one["status"] == "proposed"]
         for old in active:
-            if self._is_alive(old) and old["content_hash"] == new.content_hash:
+            if self._is_alive(old) and _is_equal(new, old):
                 return self._again(new, old)
         outranked = new.source == _INFERRED and any(
             self._is_alive(old) and old["source"] != _INFERRED for old in active
@@ -106,7 +102,7 @@ class Judge:
             outcome: Outcome = "superseded" if active else "created"
             return Decision(outcome, supersedes=[*active, *proposed])
         for old in proposed:
-            if old["content_hash"] == new.content_hash:
+            if _is_equal(new, old):
                 return self._again(new, old)
         return Decision("proposed", status="proposed", supersedes=proposed)
 
@@ -126,8 +122,8 @@ class Judge:
 
     def _rejected(self, new: Statement, known: Sequence[Row]) -> Row | None:
         for old in known:
-            is_same = old["content_hash"] == new.content_hash
-            if old["status"] == "rejected" and is_same and old["memory_key"] == new.memory_key:
+            is_about = old["memory_key"] == new.memory_key
+            if old["status"] == "rejected" and is_about and _is_equal(new, old):
                 return old
         return None
 
@@ -136,16 +132,22 @@ class Judge:
         return memory["status"] == "active" and (ends is None or ends > self.now)
 
     def _is_same(self, new: Statement, old: Row) -> bool:
-        if old["content_hash"] == new.content_hash:
-            return True
         return self._closeness(new, old) >= self.near and says_the_same(
             new.memory_content, old["memory_content"], self.language
         )
 
     def _closeness(self, new: Statement, old: Row) -> float:
-        if old["content_hash"] == new.content_hash:
+        if old["content_hash"] == new.content_hash and _is_equal(new, old):
             return 2.0  # nearer than any vector: of vectors that are alike the words decide
         if old["embedding_model"] != new.embedding_model:
             return 0.0
         # Of equal texts the vectors may differ in the last bits, by what they were embedded with.
         return round(cosine(new.embedding, old["embedding"]), _TIE_PLACES)
+
+
+def _is_equal(new: Statement, old: Row) -> bool:
+    """Compare the texts: a hash only finds them, and may be of older rules or of an import.
+
+    Of such rows, equal texts without a key are the same by their cosine.
+    """
+    return words(new.memory_content) == words(old["memory_content"])

@@ -276,9 +276,13 @@ class MemoryService:
         statements: list[Statement] = []
         near: set[str] = set()
         for values, vector in zip(said, vectors, strict=True):
-            raw = vector.astype("<f4").tobytes()
             statements.append(
-                Statement(embedding=raw, embedding_model=self._search.model, **values)
+                Statement(
+                    **values,
+                    embedding=vector.astype("<f4").tobytes(),
+                    embedding_model=self._search.model,
+                    content_hash=content_hash(values["memory_content"]),
+                )
             )
             if not values["memory_key"]:
                 found = await self._search.candidates(
