@@ -2064,9 +2064,11 @@ class BuildContextRequest(_message.Message):
     session_id: _builtins.str
     """The session. Required."""
     query: _builtins.str
-    """What to look for, at most 8,000 characters. Empty = the session's last message of
-    the role `user`, its first 8,000 characters; without one, nothing is looked for,
-    and the context is history alone.
+    """What to look for, at most 8,000 characters. Empty = the first 8,000 characters of
+    the session's last message of the role `user` and the type `text`, of those whose
+    content is kept, however far back it lies. Without one, nothing is looked for: no
+    chunk and no older message, and the memories are the 50 that were stored or
+    reinforced last, scored as by Recall with a relevance of 1.
     """
     token_budget: _builtins.int
     """Greatest number of tokens, 1 to 1,000,000. Required."""

@@ -15,8 +15,8 @@ from hub_server.database import HotStatement
 from hub_server.identity.models import users
 from hub_server.rows import Row
 
-# All that decides what a context may hold, and the end of the session: a row for each message,
-# newest first, or one without.
+# All that decides what a context may hold, the end of the session, and what the user said last
+# where that is looked for: a row for each message, newest first, or one without.
 _STATE: Final = HotStatement(
     """
 {lineage}
@@ -32,7 +32,7 @@ LEFT JOIN LATERAL (
     FROM spaces p
     WHERE p.tenant_id = s.tenant_id AND p.user_id = s.user_id) own ON true
 LEFT JOIN LATERAL (
-    SELECT sized.message_id::text, sized.seq, sized.role, sized.content
+    SELECT sized.message_id::text, sized.seq, sized.role, sized.content, true AS is_tail
     FROM (SELECT found.*, sum(octet_length(found.content)) OVER (ORDER BY found.seq DESC)
                           - octet_length(found.content) AS before
           FROM (SELECT m.message_id, m.seq, m.role, m.content
@@ -45,10 +45,22 @@ LEFT JOIN LATERAL (
                     LIMIT :most ::int) m
                 ORDER BY m.seq DESC
                 LIMIT :most ::int) found) sized
-    WHERE sized.before <= :most_bytes ::bigint) page ON c.enable_chat_history
+    WHERE sized.before <= :most_bytes ::bigint AND c.enable_chat_history
+    UNION ALL (
+    SELECT said.message_id::text, said.seq, 'user', left(said.content, :said_length ::int), false
+    FROM lineage CROSS JOIN LATERAL (
+        SELECT m.message_id, m.seq, m.content FROM chat_messages m
+        WHERE m.tenant_id = :tenant_id ::uuid AND m.session_id = lineage.session_id
+          AND m.seq > lineage.after AND m.seq <= lineage.last
+          AND m.content IS NOT NULL AND m.message_type = 'text' AND m.role = 'user'
+        ORDER BY m.seq DESC
+        LIMIT 1) said
+    WHERE :said_length ::int > 0
+    ORDER BY said.seq DESC
+    LIMIT 1)) page ON true
 WHERE s.tenant_id = :tenant_id ::uuid AND s.session_id = :session_id ::uuid
   AND s.deleted_at IS NULL AND u.deleted_at IS NULL
-ORDER BY page.seq DESC
+ORDER BY page.is_tail DESC, page.seq DESC
 """,
     lineage=LINEAGE,
 )
@@ -87,7 +99,8 @@ CROSS JOIN LATERAL (
 JOIN lineage ON lineage.session_id = m.session_id
     AND m.seq > lineage.after AND m.seq <= lineage.last)
 """
-# What is proposed, as far as it may be shown now; and how far the spaces are at that moment.
+# What is proposed, as far as it may be shown now, with so many of the newest memories; and how far
+# the spaces are at that moment.
 _FOUND: Final = HotStatement(
     """
 SELECT 'memory' AS part, m.memory_id::text AS item_id, m.memory_content AS text, {no_chunk},
@@ -95,7 +108,8 @@ SELECT 'memory' AS part, m.memory_id::text AS item_id, m.memory_content AS text,
        m.created_at, m.reinforced_at, m.revision, m.message_id::text AS said_by
 FROM memory_store m
 WHERE m.tenant_id = :tenant_id ::uuid AND m.user_id = :user_id ::uuid
-  AND m.memory_id = ANY (:memory_ids ::uuid[]) AND m.deleted_at IS NULL AND m.status = 'active'
+  AND m.memory_id = ANY (:memory_ids ::uuid[] || ARRAY({newest}))
+  AND m.deleted_at IS NULL AND m.status = 'active'
   AND (m.expires_at IS NULL OR m.expires_at > :now ::timestamptz)
 UNION ALL
 SELECT 'space', s.kind, s.last_seq::text, {no_chunk}, NULL::text, {no_memory}
@@ -104,6 +118,13 @@ WHERE s.tenant_id = :tenant_id ::uuid AND s.user_id = :user_id ::uuid
 """
     + _CHUNKS_AND_MESSAGES,
     **_PARTS,
+    newest="""
+      SELECT n.memory_id FROM memory_store n
+      WHERE n.tenant_id = :tenant_id ::uuid AND n.user_id = :user_id ::uuid
+        AND n.deleted_at IS NULL AND n.status = 'active'
+        AND (n.expires_at IS NULL OR n.expires_at > :now ::timestamptz)
+      ORDER BY coalesce(n.reinforced_at, n.created_at) DESC, n.memory_id DESC
+      LIMIT :newest ::int""",
 )
 # What a context held, as far as it is still there: memories as they were.
 _KEPT: Final = HotStatement(
@@ -149,10 +170,20 @@ class ContextRepository:
         self._connection = connection
         self._tenant_id = tenant_id
 
-    async def state(self, session_id: str, most: int, most_bytes: int) -> Sequence[Row]:
-        """Return a session's newest messages with what decides; see _STATE. No row: no session."""
+    async def state(
+        self, session_id: str, most: int, most_bytes: int, said_length: int
+    ) -> Sequence[Row]:
+        """Return a session's newest messages with what decides; see _STATE. No row: no session.
+
+        Last comes, with ``is_tail`` false, so much of what the user said last; 0 = nothing.
+        """
         return await self._rows(
-            _STATE, session_id=session_id, last_seq=LAST, most=most, most_bytes=most_bytes
+            _STATE,
+            session_id=session_id,
+            last_seq=LAST,
+            most=most,
+            most_bytes=most_bytes,
+            said_length=said_length,
         )
 
     async def found(self, **values: Any) -> tuple[Sequence[Row], Mapping[str, int]]:

@@ -39,6 +39,8 @@ _COUNTED: Final = 32  # messages of the tail whose tokens are counted at a time
 _BYTES_PER_TOKEN: Final = 16
 _LONGEST_QUERY: Final = 8000  # characters, as in a search
 
+_UNSEARCHED: Final = (0.0,) * 4
+
 SourceOf = Callable[[Caller, str, Row], Source]
 
 
@@ -155,7 +157,10 @@ class Contexts:
         """Return the newest messages, or one row without; they bear what decides."""
         async with self._database.statement(caller) as connection:
             rows = await ContextRepository(connection, caller.tenant_id).state(
-                asked.session_id, _MOST_MESSAGES, asked.token_budget * _BYTES_PER_TOKEN
+                asked.session_id,
+                _MOST_MESSAGES,
+                asked.token_budget * _BYTES_PER_TOKEN,
+                0 if asked.query else _LONGEST_QUERY,
             )
         owned(caller, rows[0] if rows else None, "session")
         return rows
@@ -180,8 +185,11 @@ class Contexts:
 
         With it come the rows it is made of by id, what decides, and the message it serves.
         """
-        tail = [row for row in rows if row["message_id"] is not None]
-        query, served = _query(asked, tail)
+        tail = [row for row in rows if row["is_tail"]]
+        said = next((row for row in rows if row["is_tail"] is False), None)
+        query, served = asked.query, None
+        if said is not None:
+            query, served = said["content"], said["message_id"]
         reached = await self._reaching(tail, asked.token_budget)
         found, told, is_outdated = await self._found(caller, asked, rows[0], reached, query)
         return (found, told, rows[0], served), is_outdated
@@ -201,7 +209,11 @@ class Contexts:
                 memory_ids=[one.row_id for one in memories],
                 chunk_ids=[one.row_id for one in chunks],
                 message_ids=[one.row_id for one in older],
+                newest=0 if query else _MOST_FOUND,
             )
+        if not query:  # then each fits as well as another
+            recent = [row["item_id"] for row in rows if row["part"] == "memory"]
+            memories = [Candidate(memory_id, 1.0, *_UNSEARCHED) for memory_id in recent]
         in_tail = {row["message_id"]: row["tokens"] for row in tail}
         told = {row["item_id"]: row for row in rows if row["item_id"] not in in_tail}
         counts = await self._tokenizer.counts([row["text"] for row in told.values()])
@@ -268,14 +280,6 @@ def _whole_or_apart(run: Sequence[Item], count: int) -> Sequence[Block]:
     if len(run) == 1 or count <= sum(item.tokens for item in run):
         return [Block(run[0].part, run, count)]
     return [Block(item.part, [item], item.tokens) for item in run]
-
-
-def _query(asked: Asked, tail: Sequence[Row]) -> tuple[str, str | None]:
-    """Return what to look for, and the message it is: the user's last one unless told."""
-    said = next((row for row in tail if row["role"] == "user"), None)
-    if asked.query or said is None:
-        return asked.query, None
-    return said["content"][:_LONGEST_QUERY], said["message_id"]
 
 
 def _is_on(state: Row, kind: str) -> bool:

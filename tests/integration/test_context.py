@@ -197,6 +197,40 @@ async def test_the_budget_holds_and_the_ledger_is_whole(tenant: Tenant) -> None:
             assert await _recorded(tenant, context) == context
 
 
+async def test_without_a_query_the_users_last_message_is_looked_for(
+    tenant: Tenant, user: User, session: Session
+) -> None:
+    """However far back it lies and whatever the flags; without any, all memories fit alike."""
+    tea = await _remember(tenant, user, "Likes green tea best.")
+    await _remember(tenant, user, "Owns a bicycle.", confidence_score=0.5)
+    await tenant.ingest(user, "Brewing", _GUIDE)
+    await _say(tenant, session, "Like this. " * 100, Role.ROLE_ASSISTANT)
+    asked = await _built(tenant, session, 20, query="Yes. How do I brew green tea?")
+    found = _looked_for(asked)
+    assert [part for part, _, _ in found].count(_KNOWLEDGE) > 0
+    assert _looked_for(await _built(tenant, session, 20)) == found
+    config = UserConfig(user_id=user.user_id, enable_chat_history=False)
+    await tenant.client.identity.update_user_config(UpdateUserConfigRequest(config=config))
+    quiet = await _built(tenant, session, 20)
+    assert _looked_for(quiet) == found
+    assert [one.reason for one in quiet.ledger if one.part == _HISTORY] == [5]
+    silent = await _built(tenant, await tenant.new_session(user), 20)
+    assert [(part, score) for part, _, score in _looked_for(silent)] == [
+        (_MEMORY, pytest.approx(1)),
+        (_MEMORY, pytest.approx(0.5)),
+    ]
+    assert silent.blocks[0].sources[0].memory_id == tea
+
+
+def _looked_for(context: Context) -> list[Any]:
+    """Return what was found by the query: the scores as far as they do not change by the second."""
+    return [
+        (entry.part, entry.item_id, round(entry.score, 4))
+        for entry in context.ledger
+        if entry.part != _HISTORY
+    ]
+
+
 async def test_what_is_replaced_while_a_context_is_built_leaves_the_new(
     tenant: Tenant, user: User, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
