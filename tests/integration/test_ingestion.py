@@ -256,16 +256,18 @@ async def test_a_lease_that_ended_lets_another_take_over(
     assert set(finished) < set(library.sql("SELECT chunk_id FROM chunks"))
 
 
+_LATE: Row = {
+    "chunk_index": 999,
+    "content": "late",
+    "token_count": 1,
+    "embedding": b"\0" * 1024,
+    "metadata": {},
+}
+
+
 async def late_write(attempt: _Attempt, document: Any) -> bool:
     """Write a chunk far behind all others."""
-    row = {
-        "chunk_index": 999,
-        "content": "late",
-        "token_count": 1,
-        "embedding": b"\0" * 1024,
-        "metadata": {},
-    }
-    return await attempt.write(document, [row], "model", of=1000)
+    return await attempt.write(document, [dict(_LATE)], "model", of=1000)
 
 
 async def late_finish(attempt: _Attempt, document: Any) -> bool:
@@ -340,6 +342,26 @@ async def test_a_document_that_kills_its_workers_is_given_up(
     assert library.sql("SELECT error FROM documents WHERE status = 'failed'") == [
         "gave up after 5 attempts"
     ]
+
+
+@pytest.mark.parametrize("does", ["write", "release"])
+async def test_a_document_whose_workers_come_further_or_stop_is_not_given_up(
+    library: Library, model: Embedder, does: str
+) -> None:
+    """However often hubs are killed after a part of it, or stopped before."""
+    document_id = await library.add("A text.")
+    for place in range(6):
+        attempt = await library.claim()
+        if does == "release":
+            await attempt.release()
+            continue
+        document: Any = await attempt.document()
+        row = {**_LATE, "chunk_index": place}
+        assert await attempt.write(document, [row], "model", of=1000)
+        library.end_leases()
+    async with ingesting(library, model):
+        assert await until_settled(library, document_id) == ["ready"]
+    assert library.indexes(document_id) == [0]
 
 
 async def test_a_document_deleted_while_it_is_processed_gets_no_more_chunks(
