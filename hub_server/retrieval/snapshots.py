@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import unicodedata
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ _MOST_MANIFEST: Final = 1 << 20  # bytes
 _DIGEST: Final = 32  # bytes of a sha256
 _TEMPORARY: Final = ".tmp"
 _VIEW: Final = ".view"
+_EPOCH: Final = re.compile(rb"([0-9a-f]*)(?: (\d{1,19}))?")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.views")
 
@@ -213,9 +215,12 @@ class Snapshots:
 
 
 def _parsed(content: bytes) -> tuple[str, int]:
-    """Return the epoch that a file of it tells, and the seq at which rows were last removed."""
-    epoch, _, removed_at = content.decode().partition(" ")
-    return epoch, int(removed_at or 0)
+    """Return the epoch that a file of it tells, and the seq at which rows were last removed.
+
+    A file that was altered is another epoch.
+    """
+    told = _EPOCH.fullmatch(content)
+    return (told[1].decode(), int(told[2] or 0)) if told else (content.hex(), 0)
 
 
 def _key(space: Space) -> str:

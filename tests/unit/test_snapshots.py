@@ -152,6 +152,19 @@ def test_a_view_from_before_is_not_saved_after_forgetting(tmp_path: Path) -> Non
     assert [file.suffix for file in tmp_path.iterdir()] == [".epoch"]
 
 
+@pytest.mark.parametrize("altered", [b"", b"abc not a seq", b"\xff\xfe", b" -1"])
+def test_an_epoch_that_was_altered_is_another_one(tmp_path: Path, altered: bytes) -> None:
+    """It is no error: what was begun before is not saved, what begins then is."""
+    snapshots = _snapshots(tmp_path)
+    snapshots.forget(_SPACE)
+    before = snapshots.epoch(_SPACE)
+    snapshots._epoch_file(_SPACE).write_bytes(altered)
+    assert not snapshots.save(_SPACE, before, _dump())
+    assert snapshots.save(_SPACE, snapshots.epoch(_SPACE), _dump())
+    snapshots.outdate(_SPACE, 21)
+    assert snapshots.save(_SPACE, snapshots.epoch(_SPACE), _dump(20)) is None
+
+
 def test_what_was_removed_is_in_no_file_that_is_written_later(tmp_path: Path) -> None:
     """Snapshots of the space go at once; only views that have followed the removal are written."""
     snapshots = _snapshots(tmp_path)
