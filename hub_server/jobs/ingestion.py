@@ -318,14 +318,19 @@ class _Attempt:
                 self._database.statement(self._hub()) as connection,
             ):
                 repository = self._repository(connection)
-                await repository.set_claimed(self.document_id, self.number, lease_expires_at=None)
+                await repository.set_claimed(
+                    self.document_id,
+                    self.number,
+                    lease_expires_at=None,
+                    first_attempt=self.number + 1,  # this one was no failure
+                )
 
     async def resume(self, document: Row, pieces: Sequence[Piece], model: str) -> int:
         """Return how many pieces earlier attempts have written.
 
         What they wrote in another way (another model, other pieces) is dropped.
         """
-        if self.number == document["first_attempt"]:
+        if document["chunks_done"] == 0:
             return 0
         async with self._database.transaction(self._hub()) as connection:
             repository = self._repository(connection)
@@ -348,7 +353,12 @@ class _Attempt:
             repository = self._repository(connection)
             done = rows[-1]["chunk_index"] + 1
             if not await repository.extend_lease(
-                self.document_id, self.number, self._lease, chunks_done=done, chunks_total=of
+                self.document_id,
+                self.number,
+                self._lease,
+                chunks_done=done,
+                chunks_total=of,
+                first_attempt=self.number,  # those before have led further
             ):
                 return False
             await repository.add_chunks(

@@ -31,7 +31,8 @@ documents = tenant_table(
     # The seq in its user's knowledge space at which searches last had to learn of a change; all
     # chunks of a document come and go with it. NULL = searches never saw it.
     sa.Column("space_seq", sa.BigInteger),
-    # Who may work on it until when: the lease of the worker that made this attempt.
+    # Who may work on it until when: the lease of the worker that made this attempt. Given up is
+    # what comes no further in too many of them, counted from the first.
     sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
     sa.Column("first_attempt", sa.Integer, nullable=False, server_default="1"),
     timestamp("lease_expires_at"),

@@ -358,6 +358,7 @@ class KnowledgeRepository:
                 documents.c.media_type,
                 documents.c.revision,
                 documents.c.first_attempt,
+                documents.c.chunks_done,
                 self._space_model().label("space_model"),
             )
             .where(*self._is_claimed(document_id, attempt))

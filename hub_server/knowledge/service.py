@@ -161,9 +161,9 @@ class KnowledgeService:
                 user_id = document["user_id"]
                 seq = await spaces.next_seq(connection, caller.tenant_id, user_id, KIND)
                 repository = KnowledgeRepository(connection, caller.tenant_id)
-                document = await repository.set_document(
-                    document_id, {"deleted_at": None, "space_seq": seq}
-                )
+                # Whoever worked on it when it was deleted has given it up.
+                values = {"deleted_at": None, "space_seq": seq, "lease_expires_at": None}
+                document = await repository.set_document(document_id, values)
         self._wake()
         return document
 
@@ -183,13 +183,14 @@ class KnowledgeService:
             if etag not in ("", document_etag(document)):
                 raise HubError(Reason.REASON_ETAG_MISMATCH)
             repository = KnowledgeRepository(connection, caller.tenant_id)
-            if "text" in changes:
-                await FileRepository(connection, caller.tenant_id).drop(document_id)
             if not _makes_other_chunks(document, changes):
+                changes.pop("text", None)  # of a file that may be read just now
                 document = await repository.set_document(document_id, changes)
             elif document["own_model"]:
                 document = await self._label(connection, caller, document, changes)
             else:
+                if "text" in changes:
+                    await FileRepository(connection, caller.tenant_id).drop(document_id)
                 document = await repository.process_anew(document_id, changes)
         self._wake()
         return document

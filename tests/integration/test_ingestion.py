@@ -367,7 +367,10 @@ async def test_a_document_whose_workers_come_further_or_stop_is_not_given_up(
 async def test_a_document_deleted_while_it_is_processed_gets_no_more_chunks(
     library: Library, model: Embedder
 ) -> None:
-    """The batch that was under way is not written, and the worker goes on to the next."""
+    """The batch that was under way is not written, and the worker goes on to the next.
+
+    It is done when it is brought back, whatever is left of the lease.
+    """
     watched = Watched(model)
     watched.stop_at = "bird number 40."
     document_id = await library.add(LARGE)
@@ -379,8 +382,25 @@ async def test_a_document_deleted_while_it_is_processed_gets_no_more_chunks(
         watched.go_on.set()
         ingestion.wake()
         assert await until_settled(library, other) == ["ready"]
-    assert library.indexes(document_id) == written
-    assert library.statuses(document_id) == ["processing"]
+        assert library.indexes(document_id) == written
+        assert library.statuses(document_id) == ["processing"]
+        await library.service.undelete_document(library.caller, document_id)
+        ingestion.wake()
+        assert await until_settled(library, document_id) == ["ready"]
+
+
+async def test_an_upload_that_is_told_its_own_text_is_still_read(library: Library) -> None:
+    """While it is read: the same text is no change, and takes no file away."""
+    upload = await library.service.begin_upload(library.caller, library.user_id)
+    upload.add(b"Sencha.")
+    values = {"title": "Tea", "file_name": "", "source_url": "", "author": "", "metadata": {}}
+    about = (library.caller, Retry("", b""), library.user_id, values, upload)
+    document = await library.service.upload(*about, allow_duplicate=True)
+    attempt = await library.claim()
+    same = (document["document_id"], {"text": "Sencha.", "author": "Ann"}, "")
+    document = await library.service.update_document(library.caller, *same)
+    assert document["author"] == "Ann"
+    assert await attempt.file() == (False, bytearray(b"Sencha."))
 
 
 async def test_two_hubs_never_do_the_same_document(library: Library, model: Embedder) -> None:
