@@ -105,9 +105,9 @@ SET status = coalesce(:status ::text, status), error = coalesce(:error ::text, e
     not_before = coalesce(clock_timestamp() + :rest ::interval, not_before),
     updated_at = clock_timestamp()
 WHERE {of_space} AND attempt = :attempt ::int
-  AND EXISTS (SELECT FROM users u
+  AND EXISTS (SELECT FROM users u JOIN tenants t ON t.tenant_id = u.tenant_id
               WHERE u.tenant_id = :tenant_id ::uuid AND u.user_id = :user_id ::uuid
-                AND u.erasure_id IS NULL)
+                AND u.erasure_id IS NULL AND t.erasure_id IS NULL)
 RETURNING attempt
 """, of_space=_OF_SPACE)  # fmt: skip
 _TOTALS: Final = HotStatement("""

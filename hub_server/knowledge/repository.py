@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hub_server.chat.models import chat_sessions
-from hub_server.identity.models import users
+from hub_server.identity.models import tenants, users
 from hub_server.ids import new_id
 from hub_server.knowledge.chunking import headed
 from hub_server.knowledge.models import chunks, documents, retrievals
@@ -446,7 +446,14 @@ class KnowledgeRepository:
             *self._is(document_id),
             documents.c.status == "processing",
             documents.c.attempt == attempt,
-            sa.exists(sa.select(1).where(_owner(), users.c.erasure_id.is_(None))),
+            sa.exists(
+                sa.select(1).where(
+                    _owner(),
+                    users.c.erasure_id.is_(None),
+                    tenants.c.tenant_id == users.c.tenant_id,
+                    tenants.c.erasure_id.is_(None),
+                )
+            ),
         )
 
 

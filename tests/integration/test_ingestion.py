@@ -312,6 +312,16 @@ async def test_an_attempt_that_was_overtaken_changes_nothing(library: Library, l
     assert await late_write(second, document)
 
 
+@pytest.mark.parametrize("table", ["users", "tenants"])
+async def test_nothing_is_written_for_who_is_being_erased(library: Library, table: str) -> None:
+    """A user or a whole tenant: else its documents could not be removed."""
+    await library.add("A text.")
+    attempt = await library.claim()
+    document = await attempt.document()
+    library.sql(f"UPDATE {table} SET erasure_id = gen_random_uuid()")  # noqa: S608
+    assert not await late_write(attempt, document)
+
+
 async def test_a_document_that_cannot_be_processed_fails_with_a_reason(
     library: Library, model: Embedder
 ) -> None:

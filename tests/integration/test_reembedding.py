@@ -300,8 +300,9 @@ async def test_who_drops_chunks_and_who_frees_their_room_do_not_wait_in_a_circle
     assert await rows(tenant, user) == []
 
 
-async def test_who_has_lost_a_move_changes_nothing(tenant: Tenant, user: User) -> None:
-    """However late he comes; nor does anybody for a user who is being erased."""
+@pytest.mark.parametrize("table", ["users", "tenants"])
+async def test_who_has_lost_a_move_changes_nothing(tenant: Tenant, user: User, table: str) -> None:
+    """However late he comes; nor does anybody for who is being erased."""
     await tenant.ingest(user, "Birds", "Owls hunt mice.")
     await move(tenant, user)
     await arrived(tenant, user)
@@ -314,8 +315,8 @@ async def test_who_has_lost_a_move_changes_nothing(tenant: Tenant, user: User) -
         return await one.tidy(_OLD, kept=None)
 
     assert await tidied(attempt - 1) == 0
-    mark = "UPDATE users SET erasure_id = gen_random_uuid() WHERE user_id = %s"
-    await asyncio.to_thread(tenant.hub.sql, mark, user.user_id)
+    mark = f"UPDATE {table} SET erasure_id = gen_random_uuid() WHERE tenant_id = %s"  # noqa: S608
+    await asyncio.to_thread(tenant.hub.sql, mark, tenant.tenant_id)
     assert await tidied(attempt) == 0
     assert await rows(tenant, user) == [(_OLD, _NEW, 1)]
 
