@@ -97,11 +97,6 @@ class Search:
         self._index = index
         self._workers = Workers("embed", threads=threads, most_waiting=_MOST_WAITING)
 
-    @property
-    def model(self) -> str:
-        """The id of the hub's own model, as stored beside each vector."""
-        return self.models.default.model
-
     async def dimension_of(self, model: str) -> int | None:
         """Return the dimension of a model of the hub; None = it is none. Raises UNAVAILABLE."""
         if model not in self.models.names:
@@ -120,20 +115,20 @@ class Search:
         """How many tokens of a text that model reads; None = no limit is known."""
         return self.models.default.window
 
-    async def embed(self, text: str) -> NDArray[np.float32]:
+    async def embed(self, text: str, model: str) -> NDArray[np.float32]:
         """Return the vector of a text, shape (dimension,). Raises OVERLOADED and UNAVAILABLE."""
-        vectors = await self.embed_all([text])
+        vectors = await self.embed_all([text], model)
         vector: NDArray[np.float32] = vectors[0]
         return vector
 
-    async def embed_all(self, texts: Sequence[str], model: str = "") -> NDArray[np.float32]:
-        """Return the vectors of texts by a model of the hub, as rows; empty = by its own.
+    async def embed_all(self, texts: Sequence[str], model: str) -> NDArray[np.float32]:
+        """Return the vectors of texts by a model of the hub, as rows.
 
         Raises OVERLOADED and UNAVAILABLE.
         """
         try:
             async with asyncio.timeout(_EMBED_SECONDS):
-                embedder = await self.models.get(model or self.model)
+                embedder = await self.models.get(model)
                 return await self._workers.run(lambda: embedder.embed(texts))
         except EmbeddingError as error:
             after = error.retry_after
@@ -229,16 +224,12 @@ class Search:
         """What the views of this process come to."""
         return self._index.totals
 
-    def space(self, tenant_id: str, user_id: str, kind: str, model: str = "") -> Space:
-        """Return the space of one kind of a user's rows, under a model; empty = the one in use."""
-        return Space(tenant_id, user_id, kind, model or self.model)
-
     async def removed(self, tenant_id: str, user_id: str, kind: str, seq: int) -> None:
         """Let no file keep what was removed from a user's rows of a kind by the change ``seq``.
 
         To be called once that is committed.
         """
-        await self._index.removed(self.space(tenant_id, user_id, kind), seq)
+        await self._index.removed(Space(tenant_id, user_id, kind, ""), seq)
 
     async def _dimension(self, space: Space) -> int:
         """Return the dimension of a space's vectors; of one without, any will do."""

@@ -108,7 +108,7 @@ async def serving(
             settings.embedding_models_key,
         )
         stack.callback(models.close)
-        embedding = MessageEmbedding(database, models.default)
+        embedding = MessageEmbedding(database, models)
         servicers, jobs = await _compose(settings, database, models, embedding, clock, stack)
         for job in (*jobs, embedding.run(), purge.run(database)):
             stack.push_async_callback(_cancel, asyncio.create_task(job))

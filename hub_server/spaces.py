@@ -51,6 +51,10 @@ reembeddings = tenant_table(
 )
 
 
+class OtherModelError(Exception):
+    """The space names another model than the one that rows were embedded by for it."""
+
+
 # Every search begins with it.
 _STATE: Final = HotStatement("""
 SELECT u.is_active AS user_is_active, f.enable_rag, f.preferred_language,
@@ -64,32 +68,39 @@ WHERE u.tenant_id = :tenant_id ::uuid AND u.user_id = :user_id ::uuid AND u.dele
 
 
 async def next_seq(
-    connection: AsyncConnection, tenant_id: str, user_id: str, kind: str, count: int = 1
+    connection: AsyncConnection,
+    tenant_id: str,
+    user_id: str,
+    kind: str,
+    count: int = 1,
+    *,
+    model: str | None = None,
 ) -> int:
-    """Take the next seqs of a space, and return the last; holds the space until the commit."""
+    """Take the next seqs of a space, and return the last; holds the space until the commit.
+
+    ``model`` is what the space is believed to name, and it does from now on if it named none; None
+    = nothing is written that was embedded. Raises OtherModelError.
+    """
+    named = sa.func.coalesce(spaces.c.embedding_model, model)
     statement = (
         insert(spaces)
-        .values(tenant_id=tenant_id, user_id=user_id, kind=kind, last_seq=count)
+        .values(
+            tenant_id=tenant_id, user_id=user_id, kind=kind, last_seq=count, embedding_model=model
+        )
         .on_conflict_do_update(
             index_elements=["tenant_id", "user_id", "kind"],
-            set_={"last_seq": spaces.c.last_seq + count, "updated_at": sa.func.now()},
+            set_={
+                "last_seq": spaces.c.last_seq + count,
+                "embedding_model": named,
+                "updated_at": sa.func.now(),
+            },
         )
-        .returning(spaces.c.last_seq)
+        .returning(spaces.c.last_seq, spaces.c.embedding_model)
     )
-    return int((await connection.execute(statement)).scalar_one())
-
-
-async def keep_model(
-    connection: AsyncConnection, tenant_id: str, user_id: str, kind: str, model: str
-) -> str:
-    """Return the model of a space, which takes the given one if it has none; holds the space."""
-    statement = (
-        sa.update(spaces)
-        .where(spaces.c.tenant_id == tenant_id, spaces.c.user_id == user_id, spaces.c.kind == kind)
-        .values(embedding_model=sa.func.coalesce(spaces.c.embedding_model, model))
-        .returning(spaces.c.embedding_model)
-    )
-    return str((await connection.execute(statement)).scalar_one())
+    last_seq, found = (await connection.execute(statement)).one()
+    if model not in (None, found):
+        raise OtherModelError
+    return int(last_seq)
 
 
 async def state(connection: AsyncConnection, tenant_id: str, user_id: str, kind: str) -> Row | None:

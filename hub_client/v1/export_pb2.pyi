@@ -470,7 +470,7 @@ class ExportedSpace(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
     kind: _knowledge_pb2.IndexKind.ValueType
-    """What is searched: today documents alone have a model of their own. Required."""
+    """What is searched. Required."""
     embedding_model: _builtins.str
     """The model, at most 200 characters; see ReembedSpace. Required."""
     def __init__(

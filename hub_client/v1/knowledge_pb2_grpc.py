@@ -290,8 +290,8 @@ class KnowledgeServiceServicer:
         a move goes on, or stays done; another model takes the place of the first. One
         that failed goes on where it stopped. What AddChunks brought stays as it is.
 
-        Memories and messages are not moved: those of another model than the hub's own are
-        found by their words.
+        Memories and messages are not moved: they keep the model that the first of them was
+        embedded by, and where the hub has it no longer they are found by their words.
 
         Errors include: NOT_FOUND (the user).
         """

@@ -131,8 +131,8 @@ class KnowledgeServiceStub:
     a move goes on, or stays done; another model takes the place of the first. One
     that failed goes on where it stopped. What AddChunks brought stays as it is.
 
-    Memories and messages are not moved: those of another model than the hub's own are
-    found by their words.
+    Memories and messages are not moved: they keep the model that the first of them was
+    embedded by, and where the hub has it no longer they are found by their words.
 
     Errors include: NOT_FOUND (the user).
     """
@@ -291,8 +291,8 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     a move goes on, or stays done; another model takes the place of the first. One
     that failed goes on where it stopped. What AddChunks brought stays as it is.
 
-    Memories and messages are not moved: those of another model than the hub's own are
-    found by their words.
+    Memories and messages are not moved: they keep the model that the first of them was
+    embedded by, and where the hub has it no longer they are found by their words.
 
     Errors include: NOT_FOUND (the user).
     """
@@ -526,8 +526,8 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
         a move goes on, or stays done; another model takes the place of the first. One
         that failed goes on where it stopped. What AddChunks brought stays as it is.
 
-        Memories and messages are not moved: those of another model than the hub's own are
-        found by their words.
+        Memories and messages are not moved: they keep the model that the first of them was
+        embedded by, and where the hub has it no longer they are found by their words.
 
         Errors include: NOT_FOUND (the user).
         """

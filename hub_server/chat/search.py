@@ -80,7 +80,8 @@ class MessageSearch:
     def source_of(self, caller: Caller, user_id: str, state: Row) -> Source:
         """Return what a view of a user's messages is made of, given its state."""
         # Words alone have a view of their own, of no model: it holds no vectors.
-        model = self._search.model if state["message_search"] == "hybrid" else ""
+        is_hybrid = state["message_search"] == "hybrid"
+        model = self._search.models.in_use(state["embedding_model"]) if is_hybrid else ""
 
         async def pull(after: int) -> Sequence[Change]:
             async with self._database.statement(caller) as connection:
@@ -107,8 +108,8 @@ class MessageSearch:
         A narrow filter may leave too few of what the view proposes; then it is asked for more.
         """
         source = self.source_of(caller, user_id, state)
-        by_meaning = state["message_search"] == "hybrid"
-        vector = await self._search.embed(asked.query) if by_meaning else None
+        model = source.space.embedding_model
+        vector = await self._search.embed(asked.query, model) if model else None
         query = Query(asked.query, vector)
         top_k = asked.top_k or DEFAULT_TOP_K
         limit = max(CANDIDATES, top_k)

@@ -24,7 +24,7 @@ _MOST_CHARACTERS: Final = 4000
 
 _STATE: Final = HotStatement("""
 SELECT u.is_active AS user_is_active, c.enable_chat_history, c.preferred_language,
-       t.message_search, coalesce(p.last_seq, 0) AS last_seq,
+       t.message_search, coalesce(p.last_seq, 0) AS last_seq, p.embedding_model,
        :session_id ::uuid IS NULL OR EXISTS (
            SELECT FROM chat_sessions s
            WHERE s.tenant_id = :tenant_id ::uuid AND s.session_id = :session_id ::uuid
@@ -141,7 +141,10 @@ _OWN_MESSAGES: Final = HotStatement(_MESSAGES, **_OWN, **_PARTS)
 _ASKED_MESSAGES: Final = HotStatement(_MESSAGES, **_ASKED, **_PARTS)
 
 _TO_EMBED: Final = HotStatement("""
-SELECT m.message_id::text, left(m.content, :most_characters ::int) AS content
+SELECT m.message_id::text, left(m.content, :most_characters ::int) AS content,
+       (SELECT embedding_model FROM spaces
+        WHERE tenant_id = :tenant_id ::uuid AND user_id = :user_id ::uuid AND kind = 'messages')
+           AS space_model
 FROM chat_messages m
 WHERE (SELECT message_search FROM tenants WHERE tenant_id = :tenant_id ::uuid) = 'hybrid'
   AND m.tenant_id = :tenant_id ::uuid AND m.user_id = :user_id ::uuid
@@ -150,7 +153,8 @@ ORDER BY m.space_seq
 LIMIT :most ::int
 """)
 # Of the messages only those are taken that nobody has redacted or embedded meanwhile, or is about
-# to. Messages are locked before their space, as by a redaction.
+# to, and none at all where the space names another model by now. Messages are locked before their
+# space, as by a redaction.
 _EMBED: Final = HotStatement("""
 WITH held AS (
     SELECT m.session_id, m.seq, made.embedding
@@ -168,9 +172,12 @@ numbered AS (
     FROM held
 ),
 moved AS (
-    UPDATE spaces s SET last_seq = s.last_seq + taken.total, updated_at = clock_timestamp()
+    UPDATE spaces s
+    SET last_seq = s.last_seq + taken.total, updated_at = clock_timestamp(),
+        embedding_model = coalesce(s.embedding_model, :space_model ::text)
     FROM (SELECT DISTINCT total FROM numbered) taken
     WHERE s.tenant_id = :tenant_id ::uuid AND s.user_id = :user_id ::uuid AND s.kind = 'messages'
+      AND coalesce(s.embedding_model, :space_model ::text) = :space_model ::text
     RETURNING s.last_seq
 )
 UPDATE chat_messages m
@@ -195,8 +202,8 @@ class SearchRepository:
         """Return what decides whether and how the user's messages are searched; None = no user.
 
         Columns: ``user_is_active``, ``enable_chat_history``, ``preferred_language``,
-        ``message_search``, ``last_seq`` of the space, ``has_session`` (whether the session, empty =
-        none, is his) and ``is_to_embed`` (whether any message is).
+        ``message_search``, ``last_seq`` and ``embedding_model`` of the space, ``has_session``
+        (whether the session, empty = none, is his) and ``is_to_embed`` (whether any message is).
         """
         rows = await self._rows(_STATE, session_id=session_id or None)
         return rows[0] if rows else None
@@ -230,13 +237,20 @@ class SearchRepository:
         return await self._shown(statement, message_ids, session_id, span, most_bytes=PAGE_BYTES)
 
     async def to_embed(self, most: int) -> Sequence[Row]:
-        """Return some messages that are to be embedded, oldest first; none where nothing is."""
+        """Return some messages that are to be embedded, oldest first; none where nothing is.
+
+        ``space_model`` is what their space names, None = nothing yet.
+        """
         return await self._rows(_TO_EMBED, most=most, most_characters=_MOST_CHARACTERS)
 
-    async def embed(self, vectors: Mapping[str, bytes], model: str) -> int:
-        """Keep the vectors of messages, by id; return how many were still to be embedded."""
+    async def embed(self, vectors: Mapping[str, bytes], model: str, space_model: str | None) -> int:
+        """Keep the vectors of messages, by id; return how many were still to be embedded.
+
+        ``space_model`` is what the space named before: if that has changed, none is kept.
+        """
         columns = {"message_ids": list(vectors), "embeddings": list(vectors.values())}
-        return len(await self._rows(_EMBED, **columns, model=model))
+        names = {"model": model, "space_model": space_model or model}
+        return len(await self._rows(_EMBED, **columns, **names))
 
     async def _shown(
         self,

@@ -122,7 +122,7 @@ class Contexts:
                     [one.part, one.item_id, one.score, one.tokens, one.reason] for one in ledger
                 ],
                 query=asked.query,
-                embedding_model=self._search.model,
+                embedding_model=self._search.models.in_use(_model_of(state, "knowledge")),
                 message_id=served,
                 chunk_ids=[chunk_id for chunk_id, _ in scores],
                 scores=[score for _, score in scores],
@@ -280,6 +280,12 @@ def _whole_or_apart(run: Sequence[Item], count: int) -> Sequence[Block]:
     if len(run) == 1 or count <= sum(item.tokens for item in run):
         return [Block(run[0].part, run, count)]
     return [Block(item.part, [item], item.tokens) for item in run]
+
+
+def _model_of(state: Row, kind: str) -> str | None:
+    """Return the model that a space names; None = it names none yet."""
+    model: str | None = (state["spaces"] or {}).get(kind, {}).get("embedding_model")
+    return model
 
 
 def _is_on(state: Row, kind: str) -> bool:

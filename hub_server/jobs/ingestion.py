@@ -143,7 +143,7 @@ class Ingestion:
         elif pieces is not None:
             try:
                 await self._write(attempt, embedder, document, pieces)
-            except _OtherModelError:
+            except spaces.OtherModelError:
                 await attempt.start_over()
                 await self._process(attempt)
 
@@ -220,10 +220,6 @@ class Ingestion:
                 log.warning("ingestion waits", **attempt.facts, cause=causes(error))
                 if not await attempt.outwait(error.retry_after or _PAUSE_SECONDS):
                     return None
-
-
-class _OtherModelError(Exception):
-    """The space of a document moved to another model than its chunks were embedded by."""
 
 
 class _Attempt:
@@ -384,13 +380,10 @@ class _Attempt:
     async def _publish(self, connection: Any, document: Row, model: str, chunk_count: int) -> None:
         """Put the new chunks in the place of those that searches found before, if any.
 
-        Raises _OtherModelError when the space moved to another model meanwhile.
+        Raises OtherModelError when the space moved to another model meanwhile.
         """
         space = (connection, self._tenant_id, document["user_id"], KIND)
-        seq = await spaces.next_seq(*space)
-        known = document["space_model"] or model
-        if await spaces.keep_model(*space, known) != known:
-            raise _OtherModelError
+        seq = await spaces.next_seq(*space, model=document["space_model"] or model)
         repository = self._repository(connection)
         await repository.set_claimed(
             self.document_id,

@@ -15,7 +15,8 @@ import structlog
 from hub_server.caller import Caller
 from hub_server.chat.search_repository import SearchRepository
 from hub_server.database import Database
-from hub_server.embedding import Embedder, EmbeddingError, TextRefusedError
+from hub_server.embedding import EmbeddingError, TextRefusedError
+from hub_server.embedding.models import Models
 from hub_server.rows import Row
 from hub_server.rpc import causes
 from hub_server.workers import Workers
@@ -30,10 +31,10 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.message_embedding"
 class MessageEmbedding:
     """The embedding of messages of one process."""
 
-    def __init__(self, database: Database, embedder: Embedder) -> None:
-        """Work on the messages of a database with the model that searches use."""
+    def __init__(self, database: Database, models: Models) -> None:
+        """Work on the messages of a database with the models that searches use."""
         self._database = database
-        self._embedder = embedder
+        self._models = models
         # A thread that yields to those that embed queries.
         self._threads = Workers("messages", threads=1, most_waiting=1, yields=True)
         self._waiting: dict[tuple[str, str], None] = {}  # in order of arrival
@@ -63,27 +64,29 @@ class MessageEmbedding:
         """Embed a batch; tell whether there may be more. Whatever its fault, the others go on."""
         try:
             messages = await self._to_embed(tenant_id, user_id)
-            if messages:
-                await self._embed(tenant_id, user_id, messages)
+            embedded = await self._embed(tenant_id, user_id, messages) if messages else 0
         except Exception as error:  # noqa: BLE001 - one user's fault must not end the others
             log.warning("messages not embedded", tenant_id=tenant_id, cause=causes(error))
             return await _may_pass(error)
-        return len(messages) == _BATCH
+        # None are where the space has moved meanwhile.
+        return len(messages) == _BATCH or embedded < len(messages)
 
     async def _to_embed(self, tenant_id: str, user_id: str) -> Sequence[Row]:
         async with self._database.statement(Caller.hub(tenant_id)) as connection:
             return await SearchRepository(connection, tenant_id, user_id).to_embed(_BATCH)
 
-    async def _embed(self, tenant_id: str, user_id: str, messages: Sequence[Row]) -> None:
+    async def _embed(self, tenant_id: str, user_id: str, messages: Sequence[Row]) -> int:
+        space_model = messages[0]["space_model"]
+        embedder = await self._models.get(self._models.in_use(space_model))
         texts = [message["content"] for message in messages]
-        vectors = await self._threads.run(lambda: self._embedder.embed(texts))
+        vectors = await self._threads.run(lambda: embedder.embed(texts))
         by_id = {
             message["message_id"]: vector.astype("<f4").tobytes()
             for message, vector in zip(messages, vectors, strict=True)
         }
         async with self._database.statement(Caller.hub(tenant_id)) as connection:
             repository = SearchRepository(connection, tenant_id, user_id)
-            await repository.embed(by_id, self._embedder.model)
+            return await repository.embed(by_id, embedder.model, space_model)
 
 
 async def _may_pass(error: Exception) -> bool:

@@ -24,6 +24,7 @@ from hub_server.knowledge.reembed_repository import START, ReembedRepository, cl
 from hub_server.knowledge.repository import KnowledgeRepository
 from hub_server.knowledge.service import KIND
 from hub_server.retrieval.view import Change
+from hub_server.retrieval.views import Space
 from hub_server.rows import Row
 from hub_server.rpc import causes
 from hub_server.search import Query, Search
@@ -171,7 +172,7 @@ class Reembedding:
         async with self._database.statement(caller) as connection:
             state = await spaces.state(connection, move.tenant_id, move.user_id, KIND)
         if state is not None:  # None = the user was deleted
-            space = self._search.space(move.tenant_id, move.user_id, KIND, target)
+            space = Space(move.tenant_id, move.user_id, KIND, target)
             await self._search.candidates(space, state, query, 1, pull)
 
 

@@ -20,6 +20,7 @@ from hub_server.knowledge.service import KIND
 from hub_server.knowledge.vectors import check_dimension
 from hub_server.retrieval.text import analyzer
 from hub_server.retrieval.view import Change
+from hub_server.retrieval.views import Space
 from hub_server.rows import Row, active_user
 from hub_server.search import DEFAULT_TOP_K, Hit, Pull, Query, Search, Source, looked
 
@@ -129,7 +130,7 @@ class KnowledgeSearch:
     def source_of(self, caller: Caller, user_id: str, state: Row) -> Source:
         """Return what a view of a user's chunks is made of, given its state."""
         model = self._search.models.in_use(state["embedding_model"])
-        space = self._search.space(caller.tenant_id, user_id, KIND, model)
+        space = Space(caller.tenant_id, user_id, KIND, model)
         return Source(space, state, self._pull(caller, user_id, model))
 
     def _pull(self, caller: Caller, user_id: str, model: str) -> Pull:
@@ -230,7 +231,7 @@ class KnowledgeSearch:
             is_outdated = is_lost and seq > state["last_seq"]
             return rows
 
-        space = self._search.space(caller.tenant_id, user_id, KIND, model)
+        space = Space(caller.tenant_id, user_id, KIND, model)
         pull = self._pull(caller, user_id, model)
         words = "" if asked.mode == "semantic" else asked.query
         query = Query(words, vector, asked.min_score)

@@ -2,10 +2,11 @@
 
 import asyncio
 import datetime as dt
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from hub_server import spaces
 from hub_server.caller import Caller
@@ -22,6 +23,7 @@ from hub_server.memory.wanted import Wanted
 from hub_server.memory.write_repository import MemoryWrites
 from hub_server.paging import Page, split
 from hub_server.retrieval.view import Candidate, Change, View
+from hub_server.retrieval.views import Space
 from hub_server.rows import Row, active_user, owned
 from hub_server.search import DEFAULT_TOP_K, Hit, Pull, Query, Search, Source, looked
 
@@ -35,8 +37,10 @@ _RECALLED_AGAIN: Final = dt.timedelta(days=1)
 _LONGEST_HISTORY: Final = 500
 _CHANGES: Final = 2  # by a statement that takes the place of another; few make more
 _RESTORABLE: Final = ("active", "superseded", "forgotten")
+# A space moves once in a long time, and may do so while a text is embedded for it.
+_MOST_TRIES: Final = 3
 
-
+T = TypeVar("T")
 Clock = Callable[[], dt.datetime]
 
 
@@ -102,14 +106,27 @@ class MemoryService:
 
         Raises INVALID_FIELD, NOT_FOUND, USER_DISABLED, REQUEST_ID_REUSED or MEMORY_RATE.
         """
-        statements, near, seen = await self._prepared(caller, user_id, said)
+        attempt = partial(self._remember, caller, retry, user_id, said, is_batch=is_batch)
+        return await _by_its_model(attempt)
+
+    async def _remember(
+        self,
+        caller: Caller,
+        retry: Retry,
+        user_id: str,
+        said: Sequence[Mapping[str, Any]],
+        *,
+        is_batch: bool,
+    ) -> Sequence[Remembered]:
+        statements, near, before = await self._prepared(caller, user_id, said)
+        named = before["embedding_model"] or statements[0].embedding_model
         async with self._database.transaction(caller) as connection:
             state = active_user(await spaces.state(connection, caller.tenant_id, user_id, KIND))
             claims = Claims(connection, caller.tenant_id, user_id)
             if (answer := await claims.claim(retry)) is not None:
                 return await self._first_answer(connection, caller, answer)
             changes = _CHANGES * len(statements)
-            turn = await Turn.begin(connection, caller, user_id, self._clock, changes)
+            turn = await Turn.begin(connection, caller, user_id, self._clock, changes, named)
             # Only now: a retry whose time to expire has passed meanwhile is still a retry.
             for place, one in enumerate(statements):
                 prefix = f"memories[{place}]." if is_batch else ""
@@ -117,7 +134,7 @@ class MemoryService:
                 await turn.check_origin(f"{prefix}message_id", one)
             await self._check_rate(turn, len(statements))
             judge = Judge(turn.now, state["preferred_language"], self._rules.near_duplicate)
-            known = await turn.known(statements, near, seen)
+            known = await turn.known(statements, near, before["last_seq"])
             results = [await turn.settle(judge, one, known) for one in statements]
             await claims.keep(retry, {"results": [_short(one) for one in results]})
             return results
@@ -168,14 +185,14 @@ class MemoryService:
         """
         now = self._clock()
         _check_past(asked.as_of, now)
-        state = await self._state(caller, user_id)
-        vector = await self._search.embed(asked.query)
+        source = await self.source(caller, user_id)
+        vector = await self._search.embed(asked.query, source.space.embedding_model)
         query = Query(asked.query, vector)
         if asked.as_of is None:
-            look = partial(self._hits, caller, user_id, query, asked, now)
-            hits = await looked(state, look, partial(self._state, caller, user_id))
+            look = partial(self._hits, caller, source, query, asked, now)
+            hits = await looked(source.state, look, partial(self._state, caller, user_id))
         else:
-            hits = await self._hits_then(caller, user_id, state, query, asked.as_of)
+            hits = await self._hits_then(caller, source, query, asked.as_of)
         chosen = self._chosen(asked, asked.as_of or now, hits)
         best = scored(chosen, asked.weights, asked.as_of or now, self._rules.half_life)
         best = best[: asked.top_k or DEFAULT_TOP_K]
@@ -189,21 +206,28 @@ class MemoryService:
 
     def source_of(self, caller: Caller, user_id: str, state: Row) -> Source:
         """Return what a view of a user's memories is made of, given its state."""
-        space = self._search.space(caller.tenant_id, user_id, KIND)
-        return Source(space, state, self._pull(caller, user_id))
+        model = self._search.models.in_use(state["embedding_model"])
+        space = Space(caller.tenant_id, user_id, KIND, model)
+        return Source(space, state, self._pull(caller, user_id, model))
 
     async def update_memory(
         self, caller: Caller, memory_id: str, values: Mapping[str, Any], etag: str
     ) -> Row:
         """Change a memory. Raises NOT_FOUND, USER_DISABLED, INVALID_FIELD or ETAG_MISMATCH."""
-        changes = dict(values)
+        return await _by_its_model(partial(self._update, caller, memory_id, values, etag))
+
+    async def _update(
+        self, caller: Caller, memory_id: str, values: Mapping[str, Any], etag: str
+    ) -> Row:
+        changes, named = dict(values), None
         if (text := changes.get("memory_content")) is not None:
-            vector = await self._search.embed(text)
+            model, named = await self._model_for(caller, memory_id)
+            vector = await self._search.embed(text, model)
             changes["embedding"] = vector.astype("<f4").tobytes()
-            changes["embedding_model"] = self._search.model
+            changes["embedding_model"] = model
             changes["content_hash"] = content_hash(text)
         async with self._database.transaction(caller) as connection:
-            turn, memory = await self._held(connection, caller, memory_id)
+            turn, memory = await self._held(connection, caller, memory_id, named)
             if etag not in ("", memory_etag(memory)):
                 raise HubError(Reason.REASON_ETAG_MISMATCH)
             _check_expiry("expires_at", changes.get("expires_at"), turn.now)
@@ -264,15 +288,15 @@ class MemoryService:
 
     async def _prepared(
         self, caller: Caller, user_id: str, said: Sequence[Mapping[str, Any]]
-    ) -> tuple[Sequence[Statement], Sequence[str], int]:
-        """Embed statements, and ask the view what is near; it knows all up to the seq returned.
+    ) -> tuple[Sequence[Statement], Sequence[str], Row]:
+        """Embed statements, and ask the view what is near; it knows all up to the state returned.
 
         What changes after that is read under the lock.
         """
-        state = await self._state(caller, user_id)
-        space = self._search.space(caller.tenant_id, user_id, KIND)
-        pull = self._pull(caller, user_id)
-        vectors = await self._search.embed_all([values["memory_content"] for values in said])
+        source = await self.source(caller, user_id)
+        model = source.space.embedding_model
+        texts = [values["memory_content"] for values in said]
+        vectors = await self._search.embed_all(texts, model)
         statements: list[Statement] = []
         near: set[str] = set()
         for values, vector in zip(said, vectors, strict=True):
@@ -280,16 +304,24 @@ class MemoryService:
                 Statement(
                     **values,
                     embedding=vector.astype("<f4").tobytes(),
-                    embedding_model=self._search.model,
+                    embedding_model=model,
                     content_hash=content_hash(values["memory_content"]),
                 )
             )
             if not values["memory_key"]:
                 found = await self._search.candidates(
-                    space, state, Query("", vector), _MOST_NEAR, pull
+                    source.space, source.state, Query("", vector), _MOST_NEAR, source.pull
                 )
                 near |= {candidate.row_id for candidate in found}
-        return statements, list(near), state["last_seq"]
+        return statements, list(near), source.state
+
+    async def _model_for(self, caller: Caller, memory_id: str) -> tuple[str, str]:
+        """Return what to embed a memory by, and the model that its space then names."""
+        async with self._database.statement(caller) as connection:
+            memory = await MemoryRepository(connection, caller.tenant_id).memory(memory_id)
+        source = await self.source(caller, owned(caller, memory, "memory")["user_id"])
+        model = source.space.embedding_model
+        return model, source.state["embedding_model"] or model
 
     async def _check_rate(self, turn: Turn, more: int) -> None:
         rate = self._rules.hourly_rate
@@ -318,12 +350,15 @@ class MemoryService:
         ]
 
     async def _held(
-        self, connection: Connection, caller: Caller, memory_id: str
+        self, connection: Connection, caller: Caller, memory_id: str, model: str | None = None
     ) -> tuple[Turn, Row]:
-        """Return a memory that nobody else changes until the end, and the turn to change it."""
+        """Return a memory that nobody else changes until the end, and the turn to change it.
+
+        ``model`` is as of ``Turn.begin``.
+        """
         repository = MemoryRepository(connection, caller.tenant_id)
         named = owned(caller, await repository.memory(memory_id), "memory")
-        turn = await Turn.begin(connection, caller, named["user_id"], self._clock)
+        turn = await Turn.begin(connection, caller, named["user_id"], self._clock, model=model)
         memory = await turn.writes.memory(memory_id)
         if memory is None:
             raise HubError(Reason.REASON_NOT_FOUND, resource="memory")
@@ -334,7 +369,7 @@ class MemoryService:
     async def _hits(
         self,
         caller: Caller,
-        user_id: str,
+        source: Source,
         query: Query,
         asked: Asked,
         now: dt.datetime,
@@ -347,36 +382,36 @@ class MemoryService:
             nonlocal is_outdated
             async with self._database.statement(caller) as connection:
                 repository = MemoryRepository(connection, caller.tenant_id)
-                rows, seq = await repository.living(user_id, memory_ids, now)
+                rows, seq = await repository.living(source.space.user_id, memory_ids, now)
             is_outdated = len(rows) < len(memory_ids) and seq > state["last_seq"]
             return rows
 
         hits = await self._search.hits(
-            self._search.space(caller.tenant_id, user_id, KIND),
+            source.space,
             state,
             query,
             max(_SCORED, asked.top_k),
-            self._pull(caller, user_id),
+            source.pull,
             read,
             partial(self._chosen, asked, now),
         )
         return hits, is_outdated
 
     async def _hits_then(
-        self, caller: Caller, user_id: str, state: Row, query: Query, as_of: dt.datetime
+        self, caller: Caller, source: Source, query: Query, as_of: dt.datetime
     ) -> Sequence[Hit]:
         """Search the memories as they were, in a view made for this one question."""
         async with self._database.statement(caller) as connection:
             repository = MemoryRepository(connection, caller.tenant_id)
-            rows = await repository.states_at(user_id, as_of)
-        model = self._search.model
+            rows = await repository.states_at(source.space.user_id, as_of)
+        model = source.space.embedding_model
         changes = [
             Change(row["memory_id"], seq, (indexed(row, model),)) for seq, row in enumerate(rows, 1)
         ]
 
         def search() -> Sequence[Candidate]:
             assert query.vector is not None  # noqa: S101 - recall embeds every query
-            view = View(len(query.vector), state["preferred_language"], 1 << 62)
+            view = View(len(query.vector), source.state["preferred_language"], 1 << 62)
             view.apply(changes)
             return view.search(query.text, query.vector, max(len(rows), 1))
 
@@ -405,17 +440,25 @@ class MemoryService:
             async with self._database.statement(caller) as connection:
                 await MemoryWrites(connection, caller.tenant_id, user_id, now).touch(ids)
 
-    def _pull(self, caller: Caller, user_id: str) -> Pull:
+    def _pull(self, caller: Caller, user_id: str, model: str) -> Pull:
         async def pull(after: int) -> Sequence[Change]:
             async with self._database.statement(caller) as connection:
                 repository = MemoryRepository(connection, caller.tenant_id)
-                return await repository.changes(user_id, self._search.model, after)
+                return await repository.changes(user_id, model, after)
 
         return pull
 
     async def _state(self, caller: Caller, user_id: str) -> Row:
         async with self._database.statement(caller) as connection:
             return active_user(await spaces.state(connection, caller.tenant_id, user_id, KIND))
+
+
+async def _by_its_model(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Return what an attempt returns, which is made again where the space has moved meanwhile."""
+    for _ in range(_MOST_TRIES):
+        with suppress(spaces.OtherModelError):
+            return await attempt()
+    raise HubError(Reason.REASON_UNAVAILABLE)
 
 
 def memory_etag(memory: Row) -> str:

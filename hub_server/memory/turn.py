@@ -53,12 +53,16 @@ class Turn:
         user_id: str,
         clock: Callable[[], dt.datetime],
         changes: int = 1,
+        model: str | None = None,
     ) -> "Turn":
         """Wait for the turn; only then ask for the time, so that later turns are later.
 
-        For more than so many changes seqs are taken one by one.
+        For more than so many changes seqs are taken one by one. ``model`` is that of what is to be
+        written; see ``spaces.next_seq``, as for OtherModelError.
         """
-        last = await spaces.next_seq(connection, caller.tenant_id, user_id, KIND, changes)
+        last = await spaces.next_seq(
+            connection, caller.tenant_id, user_id, KIND, changes, model=model
+        )
         return cls(connection, caller, user_id, clock(), range(last - changes + 1, last + 1))
 
     async def check_origin(self, field: str, new: Statement) -> None:

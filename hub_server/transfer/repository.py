@@ -55,14 +55,17 @@ class TransferRepository:
         self._user = {"tenant_id": tenant_id, "user_id": user_id}
 
     async def state(self) -> Row | None:
-        """Return ``now``, the time for Postgres, and ``model``, by which documents are searched.
+        """Return ``now``, the time for Postgres, and ``models``: by what each kind is searched.
 
-        None = there is no such user. ``model`` None = the user has no documents yet.
+        None = there is no such user. A kind without a model is not told.
         """
         own = (spaces.c[name] == value for name, value in self._user.items())
-        model = sa.select(spaces.c.embedding_model).where(*own, spaces.c.kind == "knowledge")
+        named = sa.func.jsonb_object_agg(spaces.c.kind, spaces.c.embedding_model)
+        models = sa.select(sa.func.coalesce(named, sa.text("'{}'"))).where(
+            *own, spaces.c.embedding_model.is_not(None)
+        )
         now = sa.func.clock_timestamp().label("now")
-        query = sa.select(now, model.scalar_subquery().label("model")).where(
+        query = sa.select(now, models.scalar_subquery().label("models")).where(
             *(users.c[name] == value for name, value in self._user.items()),
             users.c.erasure_id.is_(None),
             users.c.import_id.is_(None),

@@ -1,7 +1,7 @@
 """Rules of exports: what comes next, and what must fit together. Knows no gRPC."""
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -36,7 +36,7 @@ class Export:
         # Rows read whose children were not told (all) yet; of the first the last one that was.
         self._parents: list[Row] = []
         self._last_child: int | None = None
-        self._model: str | None = None  # by which his documents are searched
+        self._models: Mapping[str, str] = {}  # by which he is searched, by kind
         self._file_parts = 0  # of the documents that were told, and not told themselves yet
         self.began_at: dt.datetime | None = None
 
@@ -49,7 +49,7 @@ class Export:
         """Return what comes next; nothing when it is over.
 
         Raises NOT_FOUND, or ETAG_MISMATCH when half-way a document was processed anew, its file
-        was read, or the documents moved to another model.
+        was read, or a space moved to another model.
         """
         async with self._database.transaction(caller) as connection:
             repository = TransferRepository(connection, caller.tenant_id, self._user_id)
@@ -59,9 +59,9 @@ class Export:
             if self.began_at is None:
                 self.began_at = state["now"]
                 await audit.note(connection, caller, "user_exported", "user", self._user_id)
-            if self._model not in (None, state["model"]):
+            if not self._models.items() <= state["models"].items():
                 raise HubError(Reason.REASON_ETAG_MISMATCH)
-            self._model = state["model"]
+            self._models = state["models"]
             while self._kinds:
                 if found := await self._next(repository, self._kinds[0], self.began_at):
                     self._file_parts += sum(map(_more_file_parts, found))

@@ -258,22 +258,35 @@ async def test_reads_take_as_few_statements_as_they_can(tenant: Tenant, user: Us
         assert len(seen) == count, seen
 
 
-async def test_what_another_model_embedded_is_found_by_its_words(
+async def test_memories_keep_their_model_as_long_as_the_hub_has_it(
     empty_database: str, tmp_path: Path
 ) -> None:
-    """By words, with no likeness in meaning made up; and a text that is told again is reported."""
+    """Without it they are found by words, with no likeness in meaning made up.
+
+    And a text that is told again is reported, whatever embedded it.
+    """
     async with own_hub(empty_database, tmp_path / "minilm", embedding="minilm") as minilm:
         tenant = await minilm.new_tenant()
         user = await tenant.new_user()
         old = await _remember(tenant.client, user, "Likes strong green tea.")
-        by_meaning = await _recall(tenant.client, user, "favourite hot drink")
-        assert by_meaning[0].vector_score > 0
-        async with running_hub(empty_database, tmp_path) as wordllama:
-            client = wordllama.client(tenant.key)
+        for name in ("has", "lacks"):
+            (tmp_path / name).mkdir()
+        async with (
+            running_hub(
+                empty_database, tmp_path / "has", embedding_models="minilm", near_duplicate=0.8
+            ) as has,
+            running_hub(empty_database, tmp_path / "lacks", embedding_models="wordllama") as lacks,
+        ):
+            client = has.client(tenant.key)
+            (hit,) = await _recall(client, user, "favourite hot drink")
+            assert hit.vector_score > 0
+            again = await _remember(client, user, "Likes the strong green tea.")
+            assert (again.memory_id, again.reinforcement_count) == (old.memory_id, 1)
+            client = lacks.client(tenant.key)
             new = await _remember(client, user, "Owns a black bicycle.")
             hits = await _recall(client, user, "green tea")
             assert {hit.memory.memory_id for hit in hits} == {old.memory_id, new.memory_id}
-            (first,) = [hit for hit in hits if hit.memory == old]
+            (first,) = [hit for hit in hits if hit.memory == again]
             assert (first.vector_score, first.word_score > 0) == (0, True)
             back = await _recall(tenant.client, user, "bicycle")
             found = [hit for hit in back if hit.memory == new]
@@ -282,7 +295,7 @@ async def test_what_another_model_embedded_is_found_by_its_words(
             request = GetMemoryReportRequest(user_id=user.user_id)
             report = (await client.memory.get_memory_report(request)).memory_report
             duplicates = [one for one in report.findings if one.kind == _DUPLICATE]
-            assert [([*one.memories], one.similarity) for one in duplicates] == [([same, old], 1)]
+            assert [([*one.memories], one.similarity) for one in duplicates] == [([same, again], 1)]
 
 
 async def test_a_vector_of_another_model_is_not_compared_though_it_would_fit(

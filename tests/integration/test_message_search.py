@@ -472,10 +472,10 @@ async def test_what_is_redacted_while_it_is_embedded_gets_no_vector(
     made, redacted = asyncio.Event(), asyncio.Event()
     embed = MessageEmbedding._embed
 
-    async def held_up(*arguments: Any) -> None:
+    async def held_up(*arguments: Any) -> int:
         made.set()
         await redacted.wait()
-        await embed(*arguments)
+        return await embed(*arguments)
 
     monkeypatch.setattr(MessageEmbedding, "_embed", held_up)
     user = await hybrid.new_user()

@@ -133,7 +133,7 @@ async def test_without_turns_two_writers_of_one_text_would_leave_two(
     """The control: where both look before either writes, neither knows of the other."""
     both, known = asyncio.Barrier(2), Turn.known
 
-    async def begin(connection: Any, caller: Any, user_id: str, clock: Any, _: int) -> Turn:
+    async def begin(connection: Any, caller: Any, user_id: str, clock: Any, *_: Any) -> Turn:
         return Turn(connection, caller, user_id, clock(), ())
 
     async def met(turn: Turn, *asked: Any) -> Any:
