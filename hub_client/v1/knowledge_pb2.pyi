@@ -286,7 +286,8 @@ class Chunking(_message.Message):
     """How a document is cut into chunks: at its Markdown headings, whatever the size,
     and within their sections at paragraphs, sentences and words. Sections of less
     than an eighth of `max_tokens`, and headings with nothing beneath them, are taken
-    together with what follows them.
+    together with what follows them. Code between fences that is too large for a chunk
+    is cut at its lines, and its fences stay with the first and the last of them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

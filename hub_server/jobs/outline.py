@@ -1,8 +1,8 @@
-"""The outline of a text: where its sections begin, and the headings that each stands under.
+"""The outline of a text: its sections with the headings that each stands under, and its code.
 
 Headings are those of CommonMark that stand at the margin, ``# so`` or underlined; a fence, a list
-or a quote has none. It is read line by line and no further than asked: of a user's 4 MiB of
-short lines a Markdown parser makes gigabytes of tokens.
+or a quote has none. Code is what stands between fences. It is read line by line and no further than
+asked: of a user's 4 MiB of short lines a Markdown parser makes gigabytes of tokens.
 """
 
 import re
@@ -43,8 +43,19 @@ class Section(NamedTuple):
     path: Path
 
 
+class Code(NamedTuple):
+    """Fenced code: from its opening line to the end of its closing one."""
+
+    start: int
+    body: int
+    """Where its first line of code begins."""
+    rest: int
+    """Where its closing line begins. The end = it has none."""
+    end: int
+
+
 class Outline:
-    """The sections of one text."""
+    """The sections of one text, and its code."""
 
     def __init__(self, text: str) -> None:
         """Read what stands before the text itself, if anything does."""
@@ -54,6 +65,7 @@ class Outline:
         # Of each section: its first character, the first beneath its heading, and its path.
         self._starts, self._bodies, self._paths = [0], [self._place], [Path()]
         self._above: list[tuple[int, str]] = []  # the headings in force, with their levels
+        self._code: list[Code] = []  # the last may go on to whatever end
         self._fence = ""  # what the fence began with that is not closed
         self._paragraph: int | None = None  # the start of one that a line may underline
         self._is_within = False  # a list, a quote or HTML, until a blank line
@@ -75,6 +87,12 @@ class Outline:
             for begin, stop, body, path in rows
         ]
 
+    def code(self, start: int, end: int) -> list[Code]:
+        """Return the code between two places that sections were asked for, cut off there."""
+        del self._code[: bisect_right(self._code, start, key=lambda one: one.end)]
+        stop = bisect_left(self._code, end, key=lambda one: one.start)
+        return [Code(*(min(max(place, start), end) for place in one)) for one in self._code[:stop]]
+
     def _first_word(self, start: int, end: int) -> int:
         match = _SOLID.search(self._text, start, end)
         return match.start() if match else end
@@ -92,10 +110,12 @@ class Outline:
         if self._fence:
             if bare.startswith(self._fence) and not bare.strip(self._fence[0]):
                 self._fence = ""
+                self._code[-1] = self._code[-1]._replace(rest=start, end=self._place)
         elif len(indent) >= _CODE_INDENT and bare:
             pass  # code, or more of a paragraph
         elif match := _FENCE.match(_MARKERS.sub("", bare, count=1)):
             self._fence, self._paragraph, self._is_within = match[1] or match[2], None, False
+            self._code.append(Code(start, self._place, len(self._text), len(self._text)))
         elif not indent and (match := _HEADING.match(bare)):
             self._begin(start, len(match[0]), _CLOSING.sub("", bare[match.end() :]))
         elif self._paragraph is not None and (bare[:1], len(set(bare))) in _UNDERLINES:

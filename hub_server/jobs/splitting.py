@@ -3,7 +3,9 @@
 A piece is cut where Markdown or sense would, and holds nothing of another section: a piece that
 speaks of two things is found by neither. But sections of a few words are taken together with the
 next, until they are worth a piece of their own. The last two pieces of a section are alike:
-were the last but one filled to the brim, a few words could be left for the last.
+were the last but one filled to the brim, a few words could be left for the last. Code too large for
+a piece is cut by its lines, and its fences go with those: a splitter leaves them on their own, as
+it does a few words before a paragraph that is too long for both.
 
 A splitter asks for the size of a passage some 6,000 times for a megabyte of text, of passages
 that overlap: counting tokens anew each time takes 4 to 10 seconds of computing (MiniLM; 4 MiB took
@@ -13,14 +15,15 @@ What is left takes a second for a megabyte, in steps of some 30 ms each.
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, takewhile
 from math import ceil
 from typing import Final, NamedTuple
 
-from semantic_text_splitter import MarkdownSplitter
+from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
-from hub_server.jobs.outline import Outline, Path, Section
+from hub_server.jobs.outline import Code, Outline, Path, Section
 from hub_server.knowledge.chunking import Chunking
 
 BLOCK_CHARS: Final = 32_768
@@ -28,11 +31,14 @@ BLOCK_CHARS: Final = 32_768
 # make a million. nDCG@10 with wordllama on Cranfield, twenty abstracts to a document, a hundred
 # characters of each, by part: 0 .349, 1/16 .349, 1/8 .349, 1/4 .312, 1/2 .300.
 _TINY: Final = 1 / 8
+_FEW: Final = 10  # tokens that are no piece either, within a section that has more
 # What is counted at once: a word, or as much of a long one (base64, scripts without spaces).
 _WORD: Final = re.compile(r"\S{1,16}")
 _ENDS: Final = ("\n\n", "\n", " ")
 
 CountTokens = Callable[[Sequence[str]], list[int]]
+Place = tuple[int, int]
+"""Where something begins and ends."""
 
 
 class Piece(NamedTuple):
@@ -55,8 +61,8 @@ def pieces(text: str, count_tokens: CountTokens, chunking: Chunking) -> Iterator
     start = 0
     while start < len(text):
         end = _end(text, start)
-        sections = outline.sections(start, end)
-        found = _Block(text, start, end, count_tokens).pieces(sections, chunking)
+        sections, code = outline.sections(start, end), outline.code(start, end)
+        found = _Block(text, start, end, count_tokens).pieces(sections, code, chunking)
         start = end
         if end < len(text) and len(found) > 1:
             start = found.pop().start
@@ -78,6 +84,18 @@ def _end(text: str, start: int) -> int:
     return furthest
 
 
+class _Part(NamedTuple):
+    """What is cut by itself: text with its headings, or code with its fences."""
+
+    start: int
+    body: int
+    """What stands before goes with the first piece."""
+    rest: int
+    """What stands from here on goes with the last one."""
+    end: int
+    is_code: bool
+
+
 class _Block:
     """A part of a text, its words counted.
 
@@ -95,14 +113,25 @@ class _Block:
         sizes = dict(zip(distinct, count_tokens(distinct), strict=True))
         self._sums = list(accumulate((sizes[word] for word in words), initial=0))
 
-    def pieces(self, sections: Sequence[Section], chunking: Chunking) -> list[Piece]:
-        """Return the pieces of the block, whose sections these are."""
+    def pieces(
+        self, sections: Sequence[Section], code: Sequence[Code], chunking: Chunking
+    ) -> list[Piece]:
+        """Return the pieces of the block, whose sections and code these are."""
+        large = [one for one in code if self._is_large(one, chunking.max_tokens)]
         found = []
         for group in self._groups(sections, chunking.max_tokens):
             path = _path(group)
-            for start, end in self._cut(group, chunking):
+            for start, end in self._cut(group, large, chunking):
                 found.append(Piece(start, end, self._passage(start, end), path))
         return found
+
+    def _is_large(self, code: Code, most: int) -> bool:
+        """Tell whether code would be cut inside, where a piece has less room, not for its fences.
+
+        The least room is three quarters: see `_joined`.
+        """
+        fences = self._size(code.start, code.body) + self._size(code.rest, code.end)
+        return self._size(code.start, code.end) > most - most // 4 and fences < most // 4
 
     def _groups(self, sections: Sequence[Section], most: int) -> Iterator[list[Section]]:
         """Yield the sections in order, those together that are not cut apart.
@@ -123,44 +152,117 @@ class _Block:
             unit = []
         yield group
 
-    def _cut(self, group: Sequence[Section], chunking: Chunking) -> Iterator[tuple[int, int]]:
-        """Yield where the pieces of a group begin and end.
+    def _cut(
+        self, group: Sequence[Section], code: Sequence[Code], chunking: Chunking
+    ) -> Iterator[Place]:
+        """Yield where the pieces of a group begin and end."""
+        begin, end = group[0].start, group[-1].end
+        start = self._first_word(begin, end)
+        if start == end:
+            return
+        most = chunking.max_tokens
+        if self._size(start, end) <= most:
+            yield self._trimmed(start, end)
+            return
+        body = next((one.body for one in group if one.body < one.end), start)
+        within = code[bisect_left(code, (begin,)) : bisect_left(code, (end,))]
+        for part in self._parts(start, body, end, within, most):
+            if self._size(part.start, part.end) <= most:
+                yield self._trimmed(part.start, part.end)
+            elif part.is_code:
+                yield from self._of_code(part, chunking)
+            else:
+                yield from self._of_text(part, chunking)
+
+    def _parts(
+        self, start: int, body: int, end: int, code: Sequence[Code], most: int
+    ) -> Iterator[_Part]:
+        """Yield text and code between two places; a few words go with the code beside them."""
+        last: _Part | None = None
+        for one in code:
+            if last is not None:
+                yield last
+            few = most // 4 if one.start <= body else _few(most)  # a heading, or words
+            if self._size(start, one.start) >= few:
+                yield _Part(start, max(start, body), one.start, one.start, is_code=False)
+                start = one.start
+            last = _Part(start, one.body, one.rest, one.end, is_code=True)
+            start = self._first_word(one.end, end)
+        if last is not None and self._size(start, end) < _few(most):
+            yield last._replace(end=end)
+            return
+        if last is not None:
+            yield last
+        yield _Part(start, max(start, body), end, end, is_code=False)
+
+    def _of_code(self, part: _Part, chunking: Chunking) -> list[Place]:
+        """Return the pieces of code. There is room for what goes with the first and the last."""
+        less = self._size(part.start, part.body) + self._size(part.rest, part.end)
+        found = self._joined(self._evened(part.body, part, chunking, less), part, chunking, less)
+        start, end = self._trimmed(part.start, part.end)
+        found[0] = start, found[0][1]
+        found[-1] = found[-1][0], end
+        return found
+
+    def _of_text(self, part: _Part, chunking: Chunking) -> list[Place]:
+        """Return the pieces of text with its headings.
 
         A splitter cuts a heading off from a paragraph that is too long for both. So it gets what
         stands beneath, with less room for the first piece, which then takes the heading in.
         """
-        begin, end, most = group[0].start, group[-1].end, chunking.max_tokens
-        start = self._first_word(begin, end)
-        if start == end:
-            return
-        if self._size(start, end) <= most:
-            yield start, start + len(self._passage(start, end).rstrip())
-            return
-        body = next((one.body for one in group if one.body < one.end), start)
-        above = self._size(start, body)
+        start, end, most = part.start, part.end, chunking.max_tokens
+        found = []
+        above = self._size(start, part.body)
         if 0 < above < most // 2:
             least = self._even(start, end, chunking)
-            reach = self._reach(body, 2 * most, end)
-            first, *others = self._split(body, reach, chunking, least, above)
+            reach = self._reach(part.body, 2 * most, end)
+            first, *others = self._split(part.body, reach, chunking, least, above)
             if others:
-                yield start, first[1]
+                found = [(start, first[1])]
                 start = others[0][0]
-        yield from self._evened(start, end, chunking)
+        return self._joined([*found, *self._evened(start, part, chunking, 0)], part, chunking, 0)
 
-    def _evened(self, start: int, end: int, chunking: Chunking) -> list[tuple[int, int]]:
-        """Return the pieces between two places, the last two of them alike.
+    def _evened(self, start: int, part: _Part, chunking: Chunking, less: int) -> list[Place]:
+        """Return the pieces of a part from a place on, the last two of them alike.
 
         But not where the block ends and the text goes on: the last is cut anew.
         """
-        found = list(self._split(start, end, chunking, chunking.max_tokens, 0))
-        is_cut_off = self._goes_on and end == self._start + len(self._text)
-        if len(found) > 1 and not is_cut_off:
+        end, is_code = part.rest, part.is_code
+        found = list(self._split(start, end, chunking, chunking.max_tokens, less, is_code=is_code))
+        if len(found) > 1 and not self._is_cut_off(part):
             start = found[-2][0]
             least = self._even(start, end, chunking)
-            two = list(self._split(start, end, chunking, least, 0))
+            two = list(self._split(start, end, chunking, least, less, is_code=is_code))
             if len(two) <= len(found[-2:]):
                 found[-2:] = two
         return found
+
+    def _joined(
+        self, found: Iterable[Place], part: _Part, chunking: Chunking, less: int
+    ) -> list[Place]:
+        """Return pieces of which none is a few words: these take some of the next, or the last."""
+        few, most = _few(chunking.max_tokens), chunking.max_tokens
+        todo, joined = deque(found), list[Place]()
+        while todo:
+            start, end = todo.popleft()
+            if not joined or self._size(*joined[-1]) >= few:
+                joined.append((start, end))
+                continue
+            begin, _ = joined.pop()
+            above = self._size(begin, start) + less
+            least = self._even(begin, end, chunking)
+            places = self._split(start, end, chunking, least, above, is_code=part.is_code)
+            joined.append((begin, next(places)[1]))
+            todo.extendleft(reversed(list(places)))
+        if len(joined) > 1 and self._size(*joined[-1]) < few and not self._is_cut_off(part):
+            start, end = joined[-2][0], joined[-1][1]
+            less = max(less, most // 4)
+            joined[-2:] = self._split(start, end, chunking, most, less, is_code=part.is_code)
+        return joined
+
+    def _is_cut_off(self, part: _Part) -> bool:
+        """Tell whether a part ends with the block, and the text goes on."""
+        return self._goes_on and part.end == self._start + len(self._text)
 
     def _even(self, start: int, end: int, chunking: Chunking) -> int:
         """Return the tokens of each of two pieces that are alike, or the most there may be.
@@ -172,8 +274,15 @@ class _Block:
         return min(ceil(both / 2), chunking.max_tokens)
 
     def _split(
-        self, start: int, end: int, chunking: Chunking, least: int, less: int
-    ) -> Iterator[tuple[int, int]]:
+        self,
+        start: int,
+        end: int,
+        chunking: Chunking,
+        least: int,
+        less: int,
+        *,
+        is_code: bool = False,
+    ) -> Iterator[Place]:
         """Yield the pieces between two places, smaller by ``less`` tokens than they may be.
 
         Each ends where sense would end it, once it has ``least`` tokens with those.
@@ -185,11 +294,18 @@ class _Block:
             place = start + passage.find(part)
             return self._size(place, place + len(part))
 
-        overlap = chunking.overlap_tokens
-        sizes = max(least - less, overlap + 1), chunking.max_tokens - less
-        splitter = MarkdownSplitter.from_callback(size, sizes, overlap)
+        most = chunking.max_tokens - less
+        overlap = min(chunking.overlap_tokens, most // 2)
+        sizes = max(min(least - less, most), overlap + 1), most
+        kind = TextSplitter if is_code else MarkdownSplitter
+        splitter = kind.from_callback(size, sizes, overlap)
         for offset, part in splitter.chunk_indices(passage):
             yield start + offset, start + offset + len(part)
+
+    def _trimmed(self, start: int, end: int) -> Place:
+        """Return a place without the space around it."""
+        start = self._first_word(start, end)
+        return start, start + len(self._passage(start, end).rstrip())
 
     def _passage(self, start: int, end: int) -> str:
         return self._text[start - self._start : end - self._start]
@@ -210,6 +326,11 @@ class _Block:
         """Return the tokens between two places."""
         sums, words = self._sums, self._words
         return sums[bisect_left(words, end)] - sums[bisect_left(words, start)]
+
+
+def _few(most: int) -> int:
+    """Return from which size on words of a section are a piece of their own."""
+    return int(min(max(most * _TINY, _FEW), most // 4))
 
 
 def _path(group: Sequence[Section]) -> Path:

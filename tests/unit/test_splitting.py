@@ -156,6 +156,40 @@ def test_the_last_two_pieces_are_alike(heading: str, sentences: int, overlap: in
     assert all(size > 190 for size in full)
 
 
+CODE = "\n".join(f"call number {number} of all" for number in range(60))
+FENCED = f"```bash\n{CODE}\n```"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        FENCED,
+        f"# A\n\nRun this:\n\n{FENCED}\n\nSo it is.",
+        f"{BODY}\n\n{FENCED}\n\n{BODY}\n\n{FENCED}",
+        f"- a\n\n  ~~~\n{CODE}\n  ~~~\n\n{BODY}",
+        f"# A\n\n{FENCED[: FENCED.index('32')]}\n```\n\n{BODY * 4}",
+    ],
+    ids=["code", "a few words beside it", "text beside it", "in a list", "nearly a piece"],
+)
+@pytest.mark.parametrize("overlap", [0, 50])
+def test_fences_stay_with_their_code(text: str, overlap: int) -> None:
+    """With its first line and its last, as do a few words beside it; each piece has its size."""
+    pieces = cut(text, Chunking(200, overlap))
+    assert all(10 <= len(piece.content.split()) <= 200 for piece in pieces)
+    for piece in pieces:
+        assert not re.search(r"```bash$|~~~$(?<!all\n  ~~~)", piece.content)
+        assert not re.match(r"\s*(```|~~~)(?!bash|\ncall)", piece.content)
+
+
+@pytest.mark.parametrize("words", ["Note:", "# A"])
+@pytest.mark.parametrize("size", [195, 198, 200])
+def test_a_few_words_are_no_piece(words: str, size: int) -> None:
+    """Where what follows is too long for both, they take some of it."""
+    first, *others = cut(f"{words}\n\n{'word ' * size}\n\n{BODY}", Chunking(200))
+    assert first.content.startswith(words)
+    assert all(len(piece.content.split()) > 20 for piece in [first, *others])
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_pieces_fit_the_model(model: str) -> None:
     """No piece of a text in words is larger than it may be, and few are much smaller."""
