@@ -31,11 +31,13 @@ class _DocumentStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Docume
     DOCUMENT_STATUS_UNSPECIFIED: _DocumentStatus.ValueType  # 0
     """Not told."""
     DOCUMENT_STATUS_PROCESSING: _DocumentStatus.ValueType  # 1
-    """Being split and embedded; not found by searches yet."""
+    """Being read, split and embedded. Searches find what they found before; of a new
+    document, nothing.
+    """
     DOCUMENT_STATUS_READY: _DocumentStatus.ValueType  # 2
     """Found by searches."""
     DOCUMENT_STATUS_FAILED: _DocumentStatus.ValueType  # 3
-    """Could not be processed; `error` tells why."""
+    """Could not be processed; `error` tells why. Searches find what they found before."""
 
 class DocumentStatus(_DocumentStatus, metaclass=_DocumentStatusEnumTypeWrapper):
     """How far a document is."""
@@ -43,11 +45,13 @@ class DocumentStatus(_DocumentStatus, metaclass=_DocumentStatusEnumTypeWrapper):
 DOCUMENT_STATUS_UNSPECIFIED: DocumentStatus.ValueType  # 0
 """Not told."""
 DOCUMENT_STATUS_PROCESSING: DocumentStatus.ValueType  # 1
-"""Being split and embedded; not found by searches yet."""
+"""Being read, split and embedded. Searches find what they found before; of a new
+document, nothing.
+"""
 DOCUMENT_STATUS_READY: DocumentStatus.ValueType  # 2
 """Found by searches."""
 DOCUMENT_STATUS_FAILED: DocumentStatus.ValueType  # 3
-"""Could not be processed; `error` tells why."""
+"""Could not be processed; `error` tells why. Searches find what they found before."""
 Global___DocumentStatus: _TypeAlias = DocumentStatus  # noqa: Y015
 
 class _SearchMode:
@@ -210,7 +214,9 @@ class Document(_message.Message):
     error: _builtins.str
     """Why it failed. Empty unless the status is `failed`."""
     chunk_count: _builtins.int
-    """The number of its chunks. 0 until it is `ready`."""
+    """The number of its chunks that searches may find. 0 until it is `ready` for the
+    first time.
+    """
     chunks_done: _builtins.int
     """While it is `processing`: how many chunks are done, of `chunks_total`."""
     chunks_total: _builtins.int

@@ -1,5 +1,6 @@
 """KnowledgeService on the wire: check, call, convert."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -84,9 +85,9 @@ class KnowledgeServicer:
     async def AddChunks(self, request: pb.AddChunksRequest, caller: Caller) -> pb.AddChunksResponse:
         """Store chunks with their vectors."""
         user_id = caller.acting_for(request.user_id)
-        document = await self._own_vectors.add(
-            caller, retry_of(request), user_id, _own_chunks(request)
-        )
+        # Of as much metadata as a request may hold, to read it takes a second.
+        retry, added = await asyncio.to_thread(lambda: (retry_of(request), _own_chunks(request)))
+        document = await self._own_vectors.add(caller, retry, user_id, added)
         return pb.AddChunksResponse(
             document=_document_to_pb(document), chunk_ids=document["chunk_ids"]
         )
