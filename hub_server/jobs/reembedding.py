@@ -111,7 +111,8 @@ class Reembedding:
         while await move.tidy(claimed["embedding_model"], kept=target):
             pass
         if target is None:
-            await move.renew(lease=None, is_untidy=False)
+            if await move.renew(lease=None, is_untidy=False):
+                await move.let_go()
         elif await move.renew(**await move.totals(target)):
             await self._fill(move, target)
 
@@ -246,6 +247,11 @@ class _Move:
             if not await repository.renew(self._attempt, self._lease):
                 return 0
             return await repository.tidy(model, _TIDIED, kept=kept)
+
+    async def let_go(self) -> None:
+        """Remove what is searched of models that the space has left."""
+        async with self._database.statement(self._hub()) as connection:
+            await self._repository(connection).let_go()
 
     async def fill(self, model: str, document_ids: set[str], vectors: Mapping[str, bytes]) -> bool:
         """Keep vectors of chunks; False = the claim was lost."""

@@ -180,6 +180,16 @@ SET embedding = CASE WHEN c.next_model = :model ::text THEN c.next_embedding ELS
 WHERE c.tenant_id = :tenant_id ::uuid AND c.chunk_id = ANY (:chunk_ids ::uuid[])
 RETURNING 1
 """)
+# What pgvector searches of a model that no chunk has any more.
+_LET_GO: Final = HotStatement("""
+DELETE FROM vector_spaces v
+WHERE v.tenant_id = :tenant_id ::uuid AND v.user_id = :user_id ::uuid AND v.kind = 'knowledge'
+  AND NOT EXISTS (
+      SELECT FROM chunks c
+      WHERE c.tenant_id = :tenant_id ::uuid AND c.user_id = :user_id ::uuid
+        AND c.embedding_model = v.embedding_model)
+RETURNING 1
+""")
 
 
 async def claim_reembedding(
@@ -270,6 +280,10 @@ class ReembedRepository:
         await self._rows(_HOLD, document_ids=list({row["document_id"] for row in untidy}))
         await self._rows(_TIDY, model=model, chunk_ids=[row["chunk_id"] for row in untidy])
         return len(untidy)
+
+    async def let_go(self) -> None:
+        """Remove what is searched of models that the space has left, once it is tidy."""
+        await self._rows(_LET_GO)
 
     async def _rows(self, statement: HotStatement, **parameters: Any) -> Sequence[Row]:
         return await statement.rows(self._connection, {**self._own, **parameters})

@@ -55,6 +55,11 @@ _ROWS: Final = """
     SELECT c.embedding_model, c.next_model, count(*) FROM chunks c WHERE c.user_id = %s
     GROUP BY 1, 2 ORDER BY 1, 2"""
 
+_SEARCHED: Final = """
+    INSERT INTO vector_spaces (tenant_id, user_id, kind, embedding_model, life, dimension)
+    SELECT tenant_id, user_id, 'knowledge', %s, gen_random_uuid(), 1 FROM users WHERE user_id = %s
+    ON CONFLICT DO NOTHING"""
+
 
 class Gate:
     """Holds up what a server of embeddings is asked, until it is opened."""
@@ -342,7 +347,10 @@ async def test_a_move_that_is_cancelled_leaves_nothing_behind(
 async def test_another_model_takes_the_place_of_the_first(
     tenant: Tenant, user: User, server: EmbeddingServer
 ) -> None:
-    """The last one asked for is where the space ends; later only its vectors are left."""
+    """The last one asked for is where the space ends; later only its vectors are left.
+
+    So it is with what pgvector makes of them, in whatever way they are searched here.
+    """
     total = (await tenant.ingest(user, "Birds", _LONG)).chunk_count
     gate = Gate()
     await stopped_at(gate, server, tenant, user)
@@ -353,9 +361,13 @@ async def test_another_model_takes_the_place_of_the_first(
     assert (found.embedding_model, found.chunks_done) == (_OTHER, total)
     assert await rows(tenant, user) == [(_OLD, _OTHER, total)]
     before = await search(tenant, user)
+    for model in (_OLD, _NEW):
+        await asyncio.to_thread(tenant.hub.sql, _SEARCHED, model, user.user_id)
     query = "UPDATE reembeddings SET not_before = now() WHERE user_id = %s RETURNING 1"
     assert await asyncio.to_thread(tenant.hub.sql, query, user.user_id) == [(1,)]
     await until_rows(tenant, user, [(_OTHER, None, total)])
+    query = "SELECT 1 FROM vector_spaces WHERE user_id = %s AND embedding_model <> %s"
+    await until(lambda: not tenant.hub.sql(query, user.user_id, _OTHER))
     assert await search(tenant, user) == before
     await move(tenant, user, _OLD)
     assert (await arrived(tenant, user)).chunks_done == total
