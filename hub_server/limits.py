@@ -154,7 +154,7 @@ def _refuse_unenforced(field: FieldDescriptor, limits: FieldLimits) -> None:
     """Raise ContractError for a limit that no rule of such a field looks at."""
     enforced = {"required"} | ({"max_items"} if field.is_repeated else set())
     if field.type == FieldDescriptor.TYPE_STRING:
-        enforced |= {"min_length", "max_length", "max_bytes", "uuid", "email"}
+        enforced |= {"min_length", "max_length", "max_bytes", "uuid", "email", "not_blank"}
     elif field.type in (FieldDescriptor.TYPE_MESSAGE, FieldDescriptor.TYPE_BYTES):
         enforced |= {"max_bytes"}
     elif field.enum_type is None:
@@ -197,6 +197,8 @@ def _string_rules(field: FieldDescriptor, limits: FieldLimits) -> Iterator[_Rule
         yield lambda value: None if _UUID.fullmatch(value) else "must be a UUID in lower case"
     if limits.email:
         yield _email_rule
+    if limits.not_blank:
+        yield lambda value: "must not be blank" if value.isspace() else None
     if least := limits.min_length:
         yield lambda value: f"must be at least {least} characters" if len(value) < least else None
     if most := limits.max_length:

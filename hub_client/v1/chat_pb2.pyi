@@ -1603,7 +1603,7 @@ class SearchMessagesRequest(_message.Message):
     user_id: _builtins.str
     """The user. A user token may leave it out, and may only name its own."""
     query: _builtins.str
-    """What to look for, 1 to 2,000 characters. Required."""
+    """What to look for, 1 to 2,000 characters, not blank. Required."""
     top_k: _builtins.int
     """Greatest number of messages to return, at most 200. 0 = 10."""
     session_id: _builtins.str
@@ -2064,11 +2064,11 @@ class BuildContextRequest(_message.Message):
     session_id: _builtins.str
     """The session. Required."""
     query: _builtins.str
-    """What to look for, at most 8,000 characters. Empty = the first 8,000 characters of
-    the session's last message of the role `user` and the type `text`, of those whose
-    content is kept, however far back it lies. Without one, nothing is looked for: no
-    chunk and no older message, and the memories are the 50 that were stored or
-    reinforced last, scored as by Recall with a relevance of 1.
+    """What to look for, at most 8,000 characters, not blank. Empty = the first 8,000
+    characters of the session's last message of the role `user` and the type `text`,
+    of those whose content is kept, however far back it lies. Without one, nothing is
+    looked for: no chunk and no older message, and the memories are the 50 that were
+    stored or reinforced last, scored as by Recall with a relevance of 1.
     """
     token_budget: _builtins.int
     """Greatest number of tokens, 1 to 1,000,000. Required."""

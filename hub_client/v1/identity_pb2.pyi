@@ -2220,7 +2220,7 @@ class CreateApiKeyRequest(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """What people know it by, at most 200 characters. Required."""
+    """What people know it by, at most 200 characters, not blank. Required."""
     request_id: _builtins.str
     """A retry with the same id within 24 hours returns the first answer and
     changes nothing. At most 128 characters; empty = not retried safely.
@@ -2587,7 +2587,7 @@ class CreateTenantRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The name, at most 200 characters. Required."""
+    """The name, at most 200 characters, not blank. Required."""
     request_id: _builtins.str
     """A retry with the same id within 24 hours returns the first answer and
     changes nothing. At most 128 characters; empty = not retried safely.

@@ -935,9 +935,9 @@ class IngestDocumentRequest(_message.Message):
     user_id: _builtins.str
     """The user. A user token may leave it out, and may only name its own."""
     title: _builtins.str
-    """The title, 1 to 500 characters. Required."""
+    """The title, 1 to 500 characters, not blank. Required."""
     text: _builtins.str
-    """The text: plain or Markdown, at most 4 MiB. Required."""
+    """The text: plain or Markdown, at most 4 MiB, not blank. Required."""
     source_url: _builtins.str
     """Where it comes from, at most 2,048 characters."""
     author: _builtins.str
@@ -1022,8 +1022,9 @@ class UploadDocumentRequest(_message.Message):
     user_id: _builtins.str
     """The user. A user token may leave it out, and may only name its own."""
     title: _builtins.str
-    """The title, at most 500 characters. Empty = the file's own (of a PDF, HTML or DOCX, or
-    the heading that a Markdown begins with), or else the name of the file.
+    """The title, at most 500 characters, not blank. Empty = the file's own (of a PDF,
+    HTML or DOCX, or the heading that a Markdown begins with), or else the name of the
+    file.
     """
     file_name: _builtins.str
     """The name of the file, at most 255 characters. It decides nothing."""
@@ -1104,7 +1105,7 @@ class OwnChunk(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     content: _builtins.str
-    """The passage, at most 65,536 bytes. Required."""
+    """The passage, at most 65,536 bytes, not blank. Required."""
     embedding: _builtins.bytes
     """Its vector: float32, little-endian, 4 bytes a number, 1 to 4,096 numbers; what
     `numpy.asarray(vector, "<f4").tobytes()` makes. In JSON that is base64, as
@@ -1159,7 +1160,7 @@ class AddChunksRequest(_message.Message):
     fields below; with a document they stay empty.
     """
     title: _builtins.str
-    """The title of a new document, 1 to 500 characters."""
+    """The title of a new document, 1 to 500 characters, not blank."""
     source_url: _builtins.str
     """Where it comes from, at most 2,048 characters."""
     author: _builtins.str
@@ -1548,8 +1549,8 @@ class SearchRequest(_message.Message):
     user_id: _builtins.str
     """The user. A user token may leave it out, and may only name its own."""
     query: _builtins.str
-    """What to look for, at most 8,000 characters. Required unless there is a `vector`
-    and the mode is not lexical.
+    """What to look for, at most 8,000 characters, not blank. Required unless there is a
+    `vector` and the mode is not lexical.
     """
     top_k: _builtins.int
     """Greatest number of chunks to return, at most 200. 0 = 10."""
@@ -1653,8 +1654,8 @@ class SearchQuery(_message.Message):
     VECTOR_FIELD_NUMBER: _builtins.int
     EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
     query: _builtins.str
-    """What to look for, at most 8,000 characters. Required unless there is a `vector`
-    and the mode is not lexical.
+    """What to look for, at most 8,000 characters, not blank. Required unless there is a
+    `vector` and the mode is not lexical.
     """
     top_k: _builtins.int
     """Greatest number of chunks to return, at most 200. 0 = 10."""
@@ -1878,9 +1879,9 @@ class UpdateDocumentRequest(_message.Message):
     document_id: _builtins.str
     """The document. Required."""
     title: _builtins.str
-    """The title, 1 to 500 characters."""
+    """The title, 1 to 500 characters, not blank."""
     text: _builtins.str
-    """The text: plain or Markdown, at most 4 MiB."""
+    """The text: plain or Markdown, at most 4 MiB, not blank."""
     source_url: _builtins.str
     """Where it comes from, at most 2,048 characters."""
     author: _builtins.str

@@ -499,13 +499,13 @@ class NewMemory(_message.Message):
     memory_type: Global___MemoryType.ValueType
     """What kind of memory it is. Required."""
     memory_content: _builtins.str
-    """What to remember, 1 to 4,000 characters. Required."""
+    """What to remember, 1 to 4,000 characters, not blank. Required."""
     confidence_score: _builtins.float
     """How sure it is, 0 to 1. Absent = 1."""
     source: Global___MemorySource.ValueType
     """Where it comes from. Unspecified = the user."""
     memory_key: _builtins.str
-    """What it is about, at most 200 characters: `subject.attribute`, such as
+    """What it is about, at most 200 characters, not blank: `subject.attribute`, such as
     `drink.favourite`. Empty = not told.
     """
     session_id: _builtins.str
@@ -559,7 +559,7 @@ class RememberRequest(_message.Message):
     memory_type: Global___MemoryType.ValueType
     """What kind of memory it is. Required."""
     memory_content: _builtins.str
-    """What to remember, 1 to 4,000 characters. Required."""
+    """What to remember, 1 to 4,000 characters, not blank. Required."""
     confidence_score: _builtins.float
     """How sure it is, 0 to 1. Absent = 1."""
     source: Global___MemorySource.ValueType
@@ -569,7 +569,7 @@ class RememberRequest(_message.Message):
     changes nothing. At most 128 characters; empty = not retried safely.
     """
     memory_key: _builtins.str
-    """What it is about, at most 200 characters: `subject.attribute`, such as
+    """What it is about, at most 200 characters, not blank: `subject.attribute`, such as
     `drink.favourite`. Empty = not told.
     """
     session_id: _builtins.str
@@ -879,7 +879,7 @@ class RecallRequest(_message.Message):
     user_id: _builtins.str
     """The user. A user token may leave it out, and may only name its own."""
     query: _builtins.str
-    """What to look for, 1 to 8,000 characters. Required."""
+    """What to look for, 1 to 8,000 characters, not blank. Required."""
     top_k: _builtins.int
     """Greatest number of memories to return, at most 200. 0 = 10."""
     min_confidence: _builtins.float
@@ -1035,7 +1035,7 @@ class UpdateMemoryRequest(_message.Message):
     memory_id: _builtins.str
     """The memory. Required."""
     memory_content: _builtins.str
-    """What to remember, 1 to 4,000 characters."""
+    """What to remember, 1 to 4,000 characters, not blank."""
     confidence_score: _builtins.float
     """How sure it is, 0 to 1."""
     etag: _builtins.str

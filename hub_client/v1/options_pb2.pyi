@@ -489,6 +489,7 @@ class FieldLimits(_message.Message):
     UUID_FIELD_NUMBER: _builtins.int
     EMAIL_FIELD_NUMBER: _builtins.int
     MAX_ITEMS_FIELD_NUMBER: _builtins.int
+    NOT_BLANK_FIELD_NUMBER: _builtins.int
     required: _builtins.bool
     """The field must be set: a string not empty, an enum not UNSPECIFIED."""
     min_length: _builtins.int
@@ -509,6 +510,8 @@ class FieldLimits(_message.Message):
     """The string is an email address: one `@`, at most 254 characters, no spaces."""
     max_items: _builtins.int
     """Greatest number of items of a repeated field; the other limits bind each item."""
+    not_blank: _builtins.bool
+    """The string is not of white space alone."""
     def __init__(
         self,
         *,
@@ -521,10 +524,11 @@ class FieldLimits(_message.Message):
         uuid: _builtins.bool = ...,
         email: _builtins.bool = ...,
         max_items: _builtins.int = ...,
+        not_blank: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "maximum", b"maximum", "minimum", b"minimum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "email", b"email", "max_bytes", b"max_bytes", "max_items", b"max_items", "max_length", b"max_length", "maximum", b"maximum", "min_length", b"min_length", "minimum", b"minimum", "required", b"required", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "email", b"email", "max_bytes", b"max_bytes", "max_items", b"max_items", "max_length", b"max_length", "maximum", b"maximum", "min_length", b"min_length", "minimum", b"minimum", "not_blank", b"not_blank", "required", b"required", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__maximum: _TypeAlias = _typing.Literal["maximum"]  # noqa: Y015
     _WhichOneofArgType__maximum: _TypeAlias = _typing.Literal["_maximum", b"_maximum"]  # noqa: Y015

@@ -173,6 +173,8 @@ def _bad_strings(limits: FieldLimits) -> Iterator[tuple[str, Any]]:
         yield from (("uuid", value) for value in _NOT_UUIDS)
     if limits.email:
         yield from (("email", value) for value in _NOT_EMAILS)
+    if limits.not_blank:
+        yield "not_blank", " \t\n\N{IDEOGRAPHIC SPACE}"
     if limits.min_length:
         yield "min_length", "\N{GRINNING FACE}" * (limits.min_length - 1)
     if limits.max_length:

@@ -13,7 +13,6 @@ from google.protobuf.message_factory import GetMessageClass
 
 from hub_client.v1 import (
     AppendMessageRequest,
-    IngestDocumentRequest,
     MemoryType,
     MessageOrder,
     RememberRequest,
@@ -81,7 +80,7 @@ class Lists:
 
 @pytest.fixture(scope="module")
 async def lists(hub: Hub) -> Lists:
-    """Three of everything, of one user; his documents are blank, so that nothing is embedded."""
+    """Three of everything, of one user; his newest document has one chunk, and two are added."""
     tenant = await hub.new_tenant()
     user, *_ = [await tenant.new_user() for _ in range(_ROWS)]
     session, *_ = [await tenant.new_session(user) for _ in range(_ROWS)]
@@ -98,16 +97,10 @@ async def lists(hub: Hub) -> Lists:
                 memory_content=f"Fact {number}",
             )
         )
-        ingest = IngestDocumentRequest(
-            user_id=user.user_id, title=f"{number}", text=" ", allow_duplicate=True
-        )
-        documents = [
-            (await client.knowledge.ingest_document(ingest)).document.document_id,
-            *documents,
-        ]
+        document = await tenant.ingest(user, f"{number}", "Tea.")
+        documents = [document.document_id, *documents]
         hub.sql(_RETRIEVED, tenant.tenant_id, number, session.session_id, user.user_id)
-    hub.sql("UPDATE documents SET revision = 1 WHERE document_id = %s", documents[0])
-    for number in range(_ROWS):
+    for number in range(1, _ROWS):
         hub.sql(_CHUNKS, tenant.tenant_id, documents[0], user.user_id, number)
     caller = Caller.hub(tenant.tenant_id)
     async with hub.database.transaction(caller) as connection:

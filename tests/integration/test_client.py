@@ -292,11 +292,11 @@ _ADDING: Final[dict[str, tuple[str, Callable[[Session], Message]]]] = {
             memory_content="lost",
         ),
     ),
-    # Larger than what gRPC by itself keeps for a retry; blank, so that there is nothing to embed.
+    # Larger than what gRPC by itself keeps for a retry, with little to embed.
     "knowledge.ingest_document": (
         "documents WHERE title = 'lost'",
         lambda session: IngestDocumentRequest(
-            user_id=session.user_id, title="lost", text=" " * (4 << 20)
+            user_id=session.user_id, title="lost", text="x".ljust(4 << 20)
         ),
     ),
 }

@@ -29,6 +29,7 @@ from hub_client.v1 import (
 )
 from hub_server.knowledge.search_repository import SearchRepository
 from tests.integration.test_database import held, until, waiting_for_locks
+from tests.integration.test_uploads import read
 from tests.support import Tenant, settled
 
 _READY = DocumentStatus.DOCUMENT_STATUS_READY
@@ -244,7 +245,7 @@ async def test_a_deleted_document_comes_back_as_it_was(tenant: Tenant, user: Use
 
 async def test_a_failed_document_can_be_tried_again(tenant: Tenant, user: User) -> None:
     """After its text was mended, or as it is; one that has not failed is left alone."""
-    document = await tenant.ingest(user, "Nothing", " ")
+    document = await read(tenant, user, b" ", file_name="nothing.txt")
     assert document.status == DocumentStatus.DOCUMENT_STATUS_FAILED
     retry = RetryDocumentRequest(document_id=document.document_id)
     retried = (await tenant.client.knowledge.retry_document(retry)).document

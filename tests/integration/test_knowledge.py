@@ -19,6 +19,7 @@ from hub_client.v1 import (
     SearchHit,
     SearchRequest,
     UpdateUserConfigRequest,
+    UploadDocumentRequest,
     User,
     UserConfig,
 )
@@ -113,7 +114,7 @@ async def test_a_document_of_several_chunks_is_found_by_each_of_them(
 
 async def test_a_document_without_text_fails_and_says_so(tenant: Tenant, user: User) -> None:
     """Whitespace alone is `failed` with its reason, has no chunks, and its title finds nothing."""
-    document = await tenant.ingest(user, "Owls", " \n\t\u00a0\n ")
+    document = await _blank(tenant, user, "Owls")
     assert (document.status, document.chunk_count) == (_FAILED, 0)
     assert document.error == "the document holds no text"
     assert await _search(tenant.client, user, "Owls") == []
@@ -121,6 +122,13 @@ async def test_a_document_without_text_fails_and_says_so(tenant: Tenant, user: U
     ready = await tenant.ingest(user, "Owls again", "Owls hunt at night.")
     found = await _search(tenant.client, user, "Owls")
     assert [hit.chunk.document_id for hit in found] == [ready.document_id]
+
+
+async def _blank(tenant: Tenant, user: User, title: str) -> Document:
+    """Return a document of a file that holds no text."""
+    request = UploadDocumentRequest(user_id=user.user_id, title=title)
+    document = await tenant.client.upload(" \n\t\u00a0\n ".encode(), request)
+    return await settled(tenant.client, document.document_id)
 
 
 async def test_a_deleted_document_is_gone_for_every_call_after_the_answer(
@@ -305,7 +313,7 @@ async def test_a_vector_of_another_model_is_not_compared_though_it_would_fit(
 async def test_documents_are_listed_newest_first_in_pages(tenant: Tenant, user: User) -> None:
     """Every document is listed once, whatever the page size and its status."""
     documents = [await tenant.ingest(user, f"{number}", "Owls.") for number in range(4)]
-    documents.append(await tenant.ingest(user, "4", " "))
+    documents.append(await _blank(tenant, user, "4"))
     for page_size in (1, 2, 5, 50):
         assert await _listed(tenant.client, user, page_size=page_size) == documents[::-1]
     request = GetDocumentRequest(document_id=documents[0].document_id)

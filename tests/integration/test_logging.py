@@ -25,6 +25,7 @@ from hub_client.v1 import (
     RememberRequest,
     ReserveTokensRequest,
     Role,
+    UploadDocumentRequest,
     options_pb2,
 )
 from hub_server.ids import new_id
@@ -162,9 +163,12 @@ async def test_ingestion_logs_no_text_however_it_ends(logged: Logged) -> None:
     """A document that is ingested, one without text, and one that Postgres refuses."""
     user_id = logged.ids["user_id"]
     knowledge = logged.client.knowledge
-    for text in (f"{_CANARY} " * 50, " "):
-        request = IngestDocumentRequest(user_id=user_id, title=_CANARY, text=text)
-        document = (await knowledge.ingest_document(request)).document
+    request = IngestDocumentRequest(user_id=user_id, title=_CANARY, text=f"{_CANARY} " * 50)
+    blank = UploadDocumentRequest(user_id=user_id, title=_CANARY)
+    for document in (
+        (await knowledge.ingest_document(request)).document,
+        await logged.client.upload(b" ", blank),
+    ):
         await settled(logged.client, document.document_id)
     request = IngestDocumentRequest(user_id=user_id, title=_CANARY, text=f"explode {_CANARY}")
     document = (await knowledge.ingest_document(request)).document
