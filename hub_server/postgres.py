@@ -16,6 +16,7 @@ from typing import IO, Final
 
 import psutil
 import psycopg
+from psycopg.sql import SQL, Identifier
 from sqlalchemy import URL
 
 with warnings.catch_warnings():
@@ -102,12 +103,15 @@ def embedded_postgres(data_dir: Path, *, connections: int = 0) -> Iterator[str]:
 
 
 def end_leases(url: str) -> None:
-    """End the leases on documents: a hub that holds its own Postgres knows their holders dead."""
+    """End the leases in all tables: a hub that holds its own Postgres knows their holders dead."""
     with psycopg.connect(url) as connection:
-        connection.execute(
-            "UPDATE documents SET lease_expires_at = NULL"
-            " WHERE status = 'processing' AND lease_expires_at IS NOT NULL"
+        leased = connection.execute(
+            "SELECT table_name FROM information_schema.columns"
+            " WHERE table_schema = 'public' AND column_name = 'lease_expires_at'"
         )
+        for (table,) in leased.fetchall():
+            end = SQL("UPDATE {} SET lease_expires_at = NULL WHERE lease_expires_at IS NOT NULL")
+            connection.execute(end.format(Identifier(table)))
 
 
 def running_postgres(data_dir: Path) -> str:
