@@ -31,9 +31,10 @@ BLOCK_CHARS: Final = 32_768
 # make a million. nDCG@10 with wordllama on Cranfield, twenty abstracts to a document, a hundred
 # characters of each, by part: 0 .349, 1/16 .349, 1/8 .349, 1/4 .312, 1/2 .300.
 _TINY: Final = 1 / 8
-_FEW: Final = 10  # tokens that are no piece either, within a section that has more
+_FEW: Final = 10  # tokens that are no piece either, in a section that has more
 # What is counted at once: a word, or as much of a long one (base64, scripts without spaces).
 _WORD: Final = re.compile(r"\S{1,16}")
+_PARAGRAPH: Final = re.compile(r"\n\s*\n|\r\s*\r")
 _ENDS: Final = ("\n\n", "\n", " ")
 
 CountTokens = Callable[[Sequence[str]], list[int]]
@@ -179,16 +180,16 @@ class _Block:
     ) -> Iterator[_Part]:
         """Yield text and code between two places; a few words go with the code beside them."""
         last: _Part | None = None
+        few = max(_few(most), int(most * _TINY))
         for one in code:
             if last is not None:
                 yield last
-            few = most // 4 if one.start <= body else _few(most)  # a heading, or words
-            if self._size(start, one.start) >= few:
+            if self._size(start, one.start) >= (most // 4 if one.start <= body else few):
                 yield _Part(start, max(start, body), one.start, one.start, is_code=False)
                 start = one.start
             last = _Part(start, one.body, one.rest, one.end, is_code=True)
             start = self._first_word(one.end, end)
-        if last is not None and self._size(start, end) < _few(most):
+        if last is not None and self._size(start, end) < few:
             yield last._replace(end=end)
             return
         if last is not None:
@@ -240,25 +241,34 @@ class _Block:
     def _joined(
         self, found: Iterable[Place], part: _Part, chunking: Chunking, less: int
     ) -> list[Place]:
-        """Return pieces of which none is a few words: these take some of the next, or the last."""
+        """Return pieces of which none is a few words.
+
+        These take some of what follows; the end of a paragraph, and of the part, of what precedes.
+        """
         few, most = _few(chunking.max_tokens), chunking.max_tokens
         todo, joined = deque(found), list[Place]()
         while todo:
             start, end = todo.popleft()
-            if not joined or self._size(*joined[-1]) >= few:
-                joined.append((start, end))
+            begin, before = joined[-1] if joined else (start, start)
+            is_end = not self._is_cut_off(part) if not todo else self._is_one(before, start)
+            if joined and self._size(begin, before) < few:
+                above = self._size(begin, start) + less
+                least = self._even(begin, end, chunking)
+                places = list(self._split(start, end, chunking, least, above, is_code=part.is_code))
+                joined[-1] = begin, places[0][1]
+                todo.extendleft(reversed(places[1:]))
                 continue
-            begin, _ = joined.pop()
-            above = self._size(begin, start) + less
-            least = self._even(begin, end, chunking)
-            places = self._split(start, end, chunking, least, above, is_code=part.is_code)
-            joined.append((begin, next(places)[1]))
-            todo.extendleft(reversed(list(places)))
-        if len(joined) > 1 and self._size(*joined[-1]) < few and not self._is_cut_off(part):
-            start, end = joined[-2][0], joined[-1][1]
-            less = max(less, most // 4)
-            joined[-2:] = self._split(start, end, chunking, most, less, is_code=part.is_code)
+            joined.append((start, end))
+            if len(joined) > 1 and is_end and self._size(start, end) < few:
+                room = max(less, most // 4)
+                places = list(self._split(begin, end, chunking, most, room, is_code=part.is_code))
+                if all(self._size(*place) >= few for place in places):
+                    joined[-2:] = places
         return joined
+
+    def _is_one(self, end: int, start: int) -> bool:
+        """Tell whether a piece is of the paragraph of that before it."""
+        return not _PARAGRAPH.search(self._passage(end, start))
 
     def _is_cut_off(self, part: _Part) -> bool:
         """Tell whether a part ends with the block, and the text goes on."""
@@ -330,7 +340,7 @@ class _Block:
 
 def _few(most: int) -> int:
     """Return from which size on words of a section are a piece of their own."""
-    return int(min(max(most * _TINY, _FEW), most // 4))
+    return min(_FEW, most // 4)
 
 
 def _path(group: Sequence[Section]) -> Path:
