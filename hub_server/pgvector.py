@@ -16,7 +16,7 @@ import structlog
 
 from hub_server.caller import Caller
 from hub_server.database import Database
-from hub_server.retrieval.fusion import CANDIDATES
+from hub_server.retrieval.fusion import CANDIDATES, word_weight
 from hub_server.retrieval.graph import ef_for
 from hub_server.retrieval.matrix import Matrix, unit
 from hub_server.retrieval.stats import Check, Stats, Totals
@@ -99,7 +99,9 @@ class PgVector:
         if direction is not None:
             found = await self._found(space, last_seq, pull, direction, depth, among)
             nearest = found.rows if found else ()
-        return proposed([(one.row_id, one.word_score) for one in words], nearest, limit, depth)
+        weight = word_weight(has_words=bool(query_text), has_vector=direction is not None)
+        by_words = [(one.row_id, one.word_score) for one in words]
+        return proposed(by_words, nearest, weight, limit, depth)
 
     async def check(
         self, space: Space, *, dimension: int, language: str, last_seq: int, pull: Pull

@@ -161,7 +161,8 @@ class World:
         if vector is not None:
             cosines = {one.chunk_id: float(_unit(one.vector) @ _unit(vector)) for one in rows}
             nearest = sorted(cosines.items(), key=lambda one: -one[1])[:200]
-        return proposed(words, nearest, limit, 200)
+        weight = (text != "") / ((text != "") + (vector is not None) or 1)
+        return proposed(words, nearest, weight, limit, 200)
 
     def query(self) -> Vector:
         """Draw a vector to search by."""

@@ -2077,8 +2077,8 @@ class BuildContextRequest(_message.Message):
     counted by the hub's tokenizer, whatever the model.
     """
     min_score: _builtins.float
-    """Leaves out memories and chunks with a lower score, 0 to 1. Messages have none
-    that counts here.
+    """Leaves out memories and chunks with a lower score, 0 to 1, as in the ledger: it is
+    relative to what else was found. Messages have none that counts here.
     """
     @_builtins.property
     def shares(self) -> Global___ContextShares:

@@ -832,8 +832,10 @@ class SearchHit(_message.Message):
     SPAN_FIELD_NUMBER: _builtins.int
     CHUNK_IDS_FIELD_NUMBER: _builtins.int
     score: _builtins.float
-    """How well it fits, 0 to 1: `vector_part` and `word_part` together. Comparable
-    within one answer only.
+    """How well it fits, 0 to 1: `vector_part` and `word_part` together. It is relative:
+    both are scaled by the highest and the lowest of the candidates of this query (up
+    to 200 of each), so the best has a high one however little it fits, and scores of
+    two answers do not compare. What is absolute are `vector_score` and `word_score`.
     """
     vector_score: _builtins.float
     """Likeness in meaning: the cosine of the embeddings, -1 to 1. 0 = not among
@@ -844,11 +846,15 @@ class SearchHit(_message.Message):
     by words.
     """
     vector_part: _builtins.float
-    """What meaning adds to the score, 0 to .5: `vector_score`, scaled to 0 to 1 over
-    the candidates of this query, by half.
+    """What meaning adds to the score, 0 to .5: half of `vector_score`, scaled to 0 to 1
+    over the candidates of this query. In mode semantic, or without a query in words,
+    it is all of it, 0 to 1.
     """
     word_part: _builtins.float
-    """What words add to the score, 0 to .5: `word_score`, scaled likewise."""
+    """What words add to the score, 0 to .5: half of `word_score`, scaled likewise, from 0
+    where fewer than 200 candidates have a word of the query. In mode lexical it is all
+    of it, 0 to 1.
+    """
     @_builtins.property
     def chunk(self) -> Global___Chunk:
         """The chunk."""
@@ -1561,7 +1567,10 @@ class SearchRequest(_message.Message):
     mode: Global___SearchMode.ValueType
     """How to look. Unspecified = hybrid."""
     min_score: _builtins.float
-    """Only chunks with this score or a higher one, 0 to 1. 0 = all."""
+    """Only chunks with this score or a higher one, 0 to 1. 0 = all. It is relative to
+    the best of this answer, as `score` is, and tells nothing of how well that fits:
+    for such a bound look at `vector_score` of the hits.
+    """
     max_per_document: _builtins.int
     """Greatest number of chunks of one document. 0 = any."""
     vector: _builtins.bytes
@@ -1662,7 +1671,10 @@ class SearchQuery(_message.Message):
     mode: Global___SearchMode.ValueType
     """How to look. Unspecified = hybrid."""
     min_score: _builtins.float
-    """Only chunks with this score or a higher one, 0 to 1. 0 = all."""
+    """Only chunks with this score or a higher one, 0 to 1. 0 = all. It is relative to
+    the best of this answer, as `score` is, and tells nothing of how well that fits:
+    for such a bound look at `vector_score` of the hits.
+    """
     max_per_document: _builtins.int
     """Greatest number of chunks of one document. 0 = any."""
     neighbours: _builtins.int

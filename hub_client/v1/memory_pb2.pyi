@@ -412,7 +412,8 @@ class MemoryHit(_message.Message):
     """
     relevance: _builtins.float
     """How well it fits the query, 0 to 1: half of each of the two above, each scaled
-    to 0 to 1 over the candidates of this query.
+    to 0 to 1 over the candidates of this query; where the memories are searched by
+    words alone, all of the second.
     """
     confidence: _builtins.float
     """How sure it is, 0 to 1."""

@@ -11,9 +11,9 @@ import numpy as np
 
 from hub_server.retrieval.ranking import Labels, Ranked, Scores
 
-__all__ = ["CANDIDATES", "WORD_WEIGHT", "Fused", "fuse"]
+__all__ = ["CANDIDATES", "Fused", "fuse", "word_weight"]
 
-WORD_WEIGHT = 0.5
+_WORD_WEIGHT = 0.5
 
 # Equal vectors can have cosines that differ in the last bits of a float32, depending on where
 # they lie in memory. Scaling must not blow that difference up to the whole of 0..1.
@@ -37,8 +37,17 @@ class Fused:
     by_vectors: Scores
 
 
+def word_weight(*, has_words: bool, has_vector: bool) -> float:
+    """Return what the words of a query weigh, 0..1: half, or all where it is asked by them alone.
+
+    Words that no row has were asked for all the same: the score of the others does not depend on
+    what is found.
+    """
+    return _WORD_WEIGHT if has_words and has_vector else float(has_words)
+
+
 def fuse(
-    words: Ranked, vectors: Ranked, weight: float = WORD_WEIGHT, depth: int = CANDIDATES
+    words: Ranked, vectors: Ranked, weight: float = _WORD_WEIGHT, depth: int = CANDIDATES
 ) -> Fused:
     """Return the rows of either list: `weight` * scaled word score + the rest * scaled cosine.
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hub_server.retrieval.bm25 import Bm25Index
-from hub_server.retrieval.fusion import CANDIDATES, fuse
+from hub_server.retrieval.fusion import CANDIDATES, fuse, word_weight
 from hub_server.retrieval.matrix import Matrix, unit
 from hub_server.retrieval.packing import Parts, packed, unpacked
 from hub_server.retrieval.ranking import Labels, Ranked, best, nothing
@@ -201,7 +201,8 @@ class View:
         vectors = nothing()
         if query_vector is not None:
             vectors = self._vectors.search(query_vector, depth, only)
-        return _proposed(words, vectors, self._row_ids.__getitem__, limit, depth)
+        weight = word_weight(has_words=bool(query_text), has_vector=query_vector is not None)
+        return _proposed(words, vectors, weight, self._row_ids.__getitem__, limit, depth)
 
     def flaws(self, changes: Iterable[Change]) -> Flaws:
         """Compare the view with all there is: the newest change of every group."""
@@ -330,24 +331,30 @@ def _labels(labels: Iterable[int]) -> Labels:
 def proposed(
     words: Sequence[tuple[str, float]],
     vectors: Sequence[tuple[str, float]],
+    weight: float,
     limit: int,
     depth: int,
 ) -> list[Candidate]:
     """Return the `limit` best rows of two lists of at most `depth` row ids and scores, fused.
 
-    Best first; equal scores in the order of row ids.
+    `weight` is that of the words. Best first; equal scores in the order of row ids.
     """
     word, vector = dict(words), dict(vectors)
     ids = list(word | vector)
     labels = {row_id: label for label, row_id in enumerate(ids)}
     lists = _ranked(word, labels), _ranked(vector, labels)
-    return _proposed(*lists, ids.__getitem__, limit, depth)
+    return _proposed(*lists, weight, ids.__getitem__, limit, depth)
 
 
 def _proposed(
-    words: Ranked, vectors: Ranked, row_id: Callable[[int], str], limit: int, depth: int
+    words: Ranked,
+    vectors: Ranked,
+    weight: float,
+    row_id: Callable[[int], str],
+    limit: int,
+    depth: int,
 ) -> list[Candidate]:
-    fused = fuse(words, vectors, depth=depth)
+    fused = fuse(words, vectors, weight, depth)
     labels, scores = fused.labels, fused.scores
     if limit <= 0 or len(labels) == 0:
         return []

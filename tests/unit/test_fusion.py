@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hub_server.retrieval.fusion import fuse
+from hub_server.retrieval.fusion import fuse, word_weight
 from hub_server.retrieval.ranking import Ranked, best, nothing
 
 
@@ -64,3 +64,13 @@ def test_lists_without_range_or_rows() -> None:
     """A lone row has 1 in its list, and empty lists give an empty one."""
     assert _fused({1: 0.1}, {2: -0.3}) == pytest.approx({1: 0.5, 2: 0.5})
     assert fuse(nothing(), nothing()).labels.size == 0
+
+
+def test_what_was_not_asked_for_weighs_nothing() -> None:
+    """By words or a vector alone scores reach 1; what was asked for and found nowhere weighs."""
+    assert _fused({1: 10.0, 2: 9.0}, {}, word_weight(has_words=True, has_vector=False)) == {
+        1: 1.0,
+        2: 0.9,
+    }
+    assert _fused({}, {1: 0.8}, word_weight(has_words=False, has_vector=True)) == {1: 1.0}
+    assert _fused({}, {1: 0.8}, word_weight(has_words=True, has_vector=True)) == {1: 0.5}
