@@ -54,6 +54,14 @@ def _pattern() -> re.Pattern[str]:
     return re.compile(rf"[{_UNSPACED}]+|(?:(?![{_UNSPACED}])[\w{_marks()}])+")
 
 
+_ASCII_WORD = re.compile(r"\w+", re.ASCII)
+
+
+def _runs(folded: str) -> re.Pattern[str]:
+    """Return what finds the runs of a folded text; of ASCII it takes half the time."""
+    return _ASCII_WORD if folded.isascii() else _pattern()
+
+
 @cache
 def _letters() -> re.Pattern[str]:
     return re.compile(rf".[{_marks()}{_JOINING}]*", re.DOTALL)
@@ -98,7 +106,7 @@ class Analyzer:
         folded, places = self._folded(text)
         words: list[tuple[int, int]] = []
         found: list[tuple[int, int]] = []
-        for run in _pattern().finditer(folded):
+        for run in _runs(folded).finditer(folded):
             if _unspaced_first.match(run.group()):
                 for size in (1, 2):
                     spans = ((at, at + size) for at in range(run.start(), run.end() - size + 1))
@@ -126,7 +134,8 @@ class Analyzer:
     def _terms(self, text: str, *, singles: bool) -> list[str]:
         words: list[str] = []
         terms: list[str] = []
-        for run in _pattern().findall(self._fold(text)):
+        folded = self._fold(text)
+        for run in _runs(folded).findall(folded):
             if not _unspaced_first.match(run):
                 words.append(run)
                 continue
@@ -136,6 +145,8 @@ class Analyzer:
         return self._stem(words) + terms
 
     def _fold(self, text: str) -> str:
+        if text.isascii() and self._primary not in _DOTLESS:
+            return text.lower()
         return "".join(self._fold_part(part) for part in _parts().findall(text))
 
     def _fold_part(self, text: str) -> str:
