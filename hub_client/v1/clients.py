@@ -2558,7 +2558,8 @@ class MemoryClient:
         self, request: BatchRememberRequest, *, timeout: float | None = None
     ) -> BatchRememberResponse:
         """Remembers up to 100 things of one user in their order, all or none, each by the
-        rules of Remember.
+        rules of Remember. More than HUB_REMEMBER_RATE allows within an hour are
+        INVALID_FIELD.
 
         Errors include: NOT_FOUND (the user, a session or a message), REQUEST_ID_REUSED,
         MEMORY_RATE.
@@ -2760,7 +2761,8 @@ class AsyncMemoryClient:
         self, request: BatchRememberRequest, *, timeout: float | None = None
     ) -> BatchRememberResponse:
         """Remembers up to 100 things of one user in their order, all or none, each by the
-        rules of Remember.
+        rules of Remember. More than HUB_REMEMBER_RATE allows within an hour are
+        INVALID_FIELD.
 
         Errors include: NOT_FOUND (the user, a session or a message), REQUEST_ID_REUSED,
         MEMORY_RATE.

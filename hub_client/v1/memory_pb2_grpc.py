@@ -153,7 +153,8 @@ class MemoryServiceServicer:
 
     def BatchRemember(self, request, context):
         """Remembers up to 100 things of one user in their order, all or none, each by the
-        rules of Remember.
+        rules of Remember. More than HUB_REMEMBER_RATE allows within an hour are
+        INVALID_FIELD.
 
         Errors include: NOT_FOUND (the user, a session or a message), REQUEST_ID_REUSED,
         MEMORY_RATE.

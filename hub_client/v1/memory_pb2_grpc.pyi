@@ -73,7 +73,8 @@ class MemoryServiceStub:
     """
     BatchRemember: _grpc.UnaryUnaryMultiCallable[_memory_pb2.BatchRememberRequest, _memory_pb2.BatchRememberResponse]
     """Remembers up to 100 things of one user in their order, all or none, each by the
-    rules of Remember.
+    rules of Remember. More than HUB_REMEMBER_RATE allows within an hour are
+    INVALID_FIELD.
 
     Errors include: NOT_FOUND (the user, a session or a message), REQUEST_ID_REUSED,
     MEMORY_RATE.
@@ -197,7 +198,8 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """
     BatchRemember: _aio.UnaryUnaryMultiCallable[_memory_pb2.BatchRememberRequest, _memory_pb2.BatchRememberResponse]  # type: ignore[assignment]
     """Remembers up to 100 things of one user in their order, all or none, each by the
-    rules of Remember.
+    rules of Remember. More than HUB_REMEMBER_RATE allows within an hour are
+    INVALID_FIELD.
 
     Errors include: NOT_FOUND (the user, a session or a message), REQUEST_ID_REUSED,
     MEMORY_RATE.
@@ -330,7 +332,8 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_memory_pb2.BatchRememberResponse, _abc.Awaitable[_memory_pb2.BatchRememberResponse]]:
         """Remembers up to 100 things of one user in their order, all or none, each by the
-        rules of Remember.
+        rules of Remember. More than HUB_REMEMBER_RATE allows within an hour are
+        INVALID_FIELD.
 
         Errors include: NOT_FOUND (the user, a session or a message), REQUEST_ID_REUSED,
         MEMORY_RATE.

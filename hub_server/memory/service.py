@@ -325,6 +325,9 @@ class MemoryService:
 
     async def _check_rate(self, turn: Turn, more: int) -> None:
         rate = self._rules.hourly_rate
+        if rate and more > rate:  # waiting would not help
+            what = f"must be at most {rate:,} items, which is HUB_REMEMBER_RATE, not {more:,}"
+            raise HubError.invalid("memories", what)
         if rate and await turn.writes.count_since(turn.now - _HOUR) + more > rate:
             raise HubError(
                 Reason.REASON_MEMORY_RATE,

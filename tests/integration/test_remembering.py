@@ -533,9 +533,14 @@ async def test_a_rate_bounds_what_is_remembered(owner_url: str, hub: Hub, tmp_pa
         with pytest.raises(MemoryRateError) as caught:
             await _remember(tenant.client, user, "Three.")
         assert caught.value.retry_after == 3600
-        with pytest.raises(MemoryRateError):
-            await _batch(tenant, other, [{"memory_content": f"{place}"} for place in range(3)])
+        batch = [{"memory_content": f"{place}"} for place in range(3)]
+        with pytest.raises(InvalidFieldError) as refused:
+            await _batch(tenant, other, batch)
+        what = "must be at most 2 items, which is HUB_REMEMBER_RATE, not 3"
+        assert [*refused.value.violations] == [("memories", what)]
         await _remember(tenant.client, other, "One.")
+        with pytest.raises(MemoryRateError):
+            await _batch(tenant, other, batch[:2])
         assert len(await _listed(tenant, user)) == 2
 
 
