@@ -360,8 +360,7 @@ class MemoryModel:
                 [newer, older]
                 for place, newer in enumerate(active)
                 for older in active[place + 1 :]
-                if newer.state.memory_type == older.state.memory_type
-                and _are_alike(newer.state.memory_content, older.state.memory_content)
+                if _are_alike(newer.state.memory_content, older.state.memory_content)
             ],
             pb.MEMORY_FINDING_KIND_CONTRADICTION: [
                 [one, about[one.state.memory_type, one.state.memory_key]]
@@ -566,7 +565,7 @@ def _words(text: str) -> list[str]:
 
 
 def _are_alike(one: str, other: str) -> bool:
-    return one == other or any({one, other} <= texts for texts in _ALIKE)
+    return _words(one) == _words(other) or any({one, other} <= texts for texts in _ALIKE)
 
 
 def _moved(kept: Kept) -> dt.datetime:

@@ -214,8 +214,8 @@ class _MemoryFindingKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mem
     MEMORY_FINDING_KIND_UNSPECIFIED: _MemoryFindingKind.ValueType  # 0
     """Not told."""
     MEMORY_FINDING_KIND_DUPLICATE: _MemoryFindingKind.ValueType  # 1
-    """Two of one type whose texts are equal (see Remember), or whose embeddings, of one
-    model, have a cosine of .9 or more.
+    """Two, of whatever types and keys, whose texts are equal (see Remember), or whose
+    embeddings, of one model, have a cosine of .9 or more.
     """
     MEMORY_FINDING_KIND_CONTRADICTION: _MemoryFindingKind.ValueType  # 2
     """A proposal, and the active memory of its type and key."""
@@ -232,8 +232,8 @@ class MemoryFindingKind(_MemoryFindingKind, metaclass=_MemoryFindingKindEnumType
 MEMORY_FINDING_KIND_UNSPECIFIED: MemoryFindingKind.ValueType  # 0
 """Not told."""
 MEMORY_FINDING_KIND_DUPLICATE: MemoryFindingKind.ValueType  # 1
-"""Two of one type whose texts are equal (see Remember), or whose embeddings, of one
-model, have a cosine of .9 or more.
+"""Two, of whatever types and keys, whose texts are equal (see Remember), or whose
+embeddings, of one model, have a cosine of .9 or more.
 """
 MEMORY_FINDING_KIND_CONTRADICTION: MemoryFindingKind.ValueType  # 2
 """A proposal, and the active memory of its type and key."""
@@ -507,7 +507,7 @@ class NewMemory(_message.Message):
     """Where it comes from. Unspecified = the user."""
     memory_key: _builtins.str
     """What it is about, at most 200 characters, not blank: `subject.attribute`, such as
-    `drink.favourite`. Empty = not told.
+    `drink.favourite`; case counts. Empty = not told.
     """
     session_id: _builtins.str
     """The session in which it was said. Empty = not told."""
@@ -571,7 +571,7 @@ class RememberRequest(_message.Message):
     """
     memory_key: _builtins.str
     """What it is about, at most 200 characters, not blank: `subject.attribute`, such as
-    `drink.favourite`. Empty = not told.
+    `drink.favourite`; case counts. Empty = not told.
     """
     session_id: _builtins.str
     """The session in which it was said. Empty = not told."""

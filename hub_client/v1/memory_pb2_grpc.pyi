@@ -48,6 +48,10 @@ class MemoryServiceStub:
     user or a system said: it is kept, inactive, as a proposal (AcceptMemory,
     RejectMemory); one proposal for a key at a time, the newest.
 
+    Keys are equal to the letter: `Drink` is another key than `drink`. A text with a
+    key is compared with those of its key alone, and none with those of other types;
+    so equal ones may stand beside each other, which GetMemoryReport shows.
+
     Without a key, a text that is remembered in the same type already, active and
     not expired, reinforces that memory. It is the same text when it is equal, or
     when its embedding has a cosine of .95 (HUB_NEAR_DUPLICATE) or more and one of
@@ -172,6 +176,10 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     reinforces it instead. What the assistant inferred never supersedes what the
     user or a system said: it is kept, inactive, as a proposal (AcceptMemory,
     RejectMemory); one proposal for a key at a time, the newest.
+
+    Keys are equal to the letter: `Drink` is another key than `drink`. A text with a
+    key is compared with those of its key alone, and none with those of other types;
+    so equal ones may stand beside each other, which GetMemoryReport shows.
 
     Without a key, a text that is remembered in the same type already, active and
     not expired, reinforces that memory. It is the same text when it is equal, or
@@ -300,6 +308,10 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         reinforces it instead. What the assistant inferred never supersedes what the
         user or a system said: it is kept, inactive, as a proposal (AcceptMemory,
         RejectMemory); one proposal for a key at a time, the newest.
+
+        Keys are equal to the letter: `Drink` is another key than `drink`. A text with a
+        key is compared with those of its key alone, and none with those of other types;
+        so equal ones may stand beside each other, which GetMemoryReport shows.
 
         Without a key, a text that is remembered in the same type already, active and
         not expired, reinforces that memory. It is the same text when it is equal, or

@@ -74,13 +74,13 @@ def _contradictions(rows: Sequence[Row]) -> Iterator[Finding]:
 
 
 def _duplicates(active: Sequence[Row]) -> Iterator[Finding]:
-    """Yield pairs of one type that are alike: those of one text first, whatever embedded them."""
+    """Yield pairs that are alike: those of one text first, whatever embedded them."""
     for _, same in groupby(sorted(active, key=_text), key=_text):
         for one, other in combinations(same, 2):
             yield _duplicate(1.0, one, other)
 
-    def kind(row: Row) -> tuple[str, str, int]:
-        return row["memory_type"], row["embedding_model"], len(row["embedding"])
+    def kind(row: Row) -> tuple[str, int]:
+        return row["embedding_model"], len(row["embedding"])
 
     pairs: list[tuple[float, Row, Row]] = []
     for _, group in groupby(sorted(active, key=kind), key=kind):
@@ -91,8 +91,9 @@ def _duplicates(active: Sequence[Row]) -> Iterator[Finding]:
             yield _duplicate(similarity, one, other)
 
 
-def _text(row: Row) -> tuple[str, bytes]:
-    return row["memory_type"], row["content_hash"]
+def _text(row: Row) -> bytes:
+    text: bytes = row["content_hash"]
+    return text
 
 
 def _duplicate(similarity: float, *rows: Row) -> Finding:

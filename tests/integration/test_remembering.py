@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 from collections.abc import AsyncIterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -506,6 +507,8 @@ async def test_the_report_tells_what_to_clean(owner_url: str, hub: Hub, tmp_path
             ("Was born in 1990.", {}),
             ("Was born in 1991.", {}),
             ("Drinks tea.", {"memory_key": "drink"}),
+            ("drinks tea", {"memory_key": "Drink"}),
+            ("Drinks tea!", {"memory_type": MemoryType.MEMORY_TYPE_HABIT}),
             ("Drinks coffee.", {"memory_key": "drink", "source": _INFERRED}),
             ("Plays the oboe.", {"confidence_score": 0.2}),
         ):
@@ -513,14 +516,17 @@ async def test_the_report_tells_what_to_clean(owner_url: str, hub: Hub, tmp_path
         clock.now += 31 * _DAY
         await _hits(tenant, user, "oboe", top_k=1)
         found = await _findings(tenant, user)
-        assert found["DUPLICATE"] == [{"Was born in 1991.", "Was born in 1990."}]
+        assert found["DUPLICATE"][-1] == {"Was born in 1991.", "Was born in 1990."}
+        equal = [set(two) for two in combinations(("Drinks tea!", "Drinks tea.", "drinks tea"), 2)]
+        assert len(found["DUPLICATE"]) == len(equal) + 1
+        assert all(two in found["DUPLICATE"] for two in equal)
         assert found["CONTRADICTION"] == [{"Drinks coffee.", "Drinks tea."}]
         assert found["LOW_CONFIDENCE"] == [{"Plays the oboe."}]
         assert {"Plays the oboe."} not in found["NEVER_RECALLED"]
-        assert len(found["NEVER_RECALLED"]) == 3
+        assert len(found["NEVER_RECALLED"]) == 5
         assert "STALE" not in found
         clock.now += 180 * _DAY
-        assert len((await _findings(tenant, user))["STALE"]) == 4
+        assert len((await _findings(tenant, user))["STALE"]) == 6
 
 
 async def test_a_rate_bounds_what_is_remembered(owner_url: str, hub: Hub, tmp_path: Path) -> None:
