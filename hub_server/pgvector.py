@@ -135,7 +135,7 @@ class PgVector:
             return words
         return Stats(
             engine="pgvector",
-            rows=state["row_count"],
+            rows=words.rows if words else state["row_count"],
             in_graph=state["row_count"] - state["behind"],
             dead=0,
             nbytes=_bytes(state["row_count"], state["dimension"]) + (words.nbytes if words else 0),

@@ -55,6 +55,8 @@ class Source:
     space: Space
     state: Row
     pull: Pull
+    dimension: int | None = None
+    """Of its vectors; None = that of its model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +197,7 @@ class Search:
         """Compare the view of a space with its rows, and measure its recall."""
         return await self._index.check(
             source.space,
-            dimension=await self._dimension(source.space),
+            dimension=source.dimension or await self._dimension(source.space),
             language=source.state["preferred_language"],
             last_seq=source.state["last_seq"],
             pull=source.pull,
@@ -205,7 +207,7 @@ class Search:
         """Make the view of a space anew; searches use the one there was until it is complete."""
         await self._index.rebuild(
             source.space,
-            dimension=await self._dimension(source.space),
+            dimension=source.dimension or await self._dimension(source.space),
             language=source.state["preferred_language"],
             last_seq=source.state["last_seq"],
             pull=source.pull,

@@ -213,7 +213,6 @@ async def _compose(
         clock,
     )
     watches = DocumentWatches(knowledge, wakeups, settings.heartbeat)
-    sources = {kind: room.source for kind, room in rooms.items()}
     return {
         "identity": identity,
         "chat": ChatServicer(
@@ -232,7 +231,7 @@ async def _compose(
             OwnVectors(database, search),
             Reembeddings(database, models, reembedding.wake),
             watches,
-            Indexes(search, sources),
+            Indexes(search, found, {"memory": memory.source, "messages": messages.source}),
             pages,
         ),
     }, (ingestion.run(), reembedding.run(), erasing.run(), forgetting.run(database, index, wakeups))

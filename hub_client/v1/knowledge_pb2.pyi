@@ -2162,7 +2162,10 @@ class IndexStats(_message.Message):
     engine: Global___IndexEngine.ValueType
     """How vectors are searched."""
     rows: _builtins.int
-    """The rows it holds."""
+    """The rows it holds, as IndexCheck counts them: those without a vector of its model
+    too, which are found by their words. With HUB_INDEX=pgvector those with one, as
+    long as the process holds no words of the space.
+    """
     rows_in_graph: _builtins.int
     """Those of them that a graph searches. 0 = there is none."""
     dead_rows: _builtins.int
@@ -2264,7 +2267,7 @@ class IndexCheck(_message.Message):
     STALE_IDS_FIELD_NUMBER: _builtins.int
     RECALL_AT_10_FIELD_NUMBER: _builtins.int
     rows: _builtins.int
-    """The rows that searches are to find."""
+    """The rows that searches are to find, by whichever of words and vectors they have."""
     missing: _builtins.int
     """How many of them the view lacks."""
     ghosts: _builtins.int
@@ -2315,19 +2318,26 @@ class GetIndexStatsRequest(_message.Message):
 
     USER_ID_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user. Required."""
     kind: Global___IndexKind.ValueType
     """Which of his rows. Required."""
+    embedding_model: _builtins.str
+    """The model of the vectors, at most 250 characters. Empty = the one that the space is
+    searched by. Of chunks it may be any that AddChunks brought or that the hub has:
+    each that is searched has an index of its own; of memories and messages no other.
+    """
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
         kind: Global___IndexKind.ValueType = ...,
+        embedding_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_model", b"embedding_model", "kind", b"kind", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2365,19 +2375,26 @@ class CheckIndexRequest(_message.Message):
 
     USER_ID_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user. Required."""
     kind: Global___IndexKind.ValueType
     """Which of his rows. Required."""
+    embedding_model: _builtins.str
+    """The model of the vectors, at most 250 characters. Empty = the one that the space is
+    searched by. Of chunks it may be any that AddChunks brought or that the hub has:
+    each that is searched has an index of its own; of memories and messages no other.
+    """
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
         kind: Global___IndexKind.ValueType = ...,
+        embedding_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_model", b"embedding_model", "kind", b"kind", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2415,19 +2432,26 @@ class RebuildIndexRequest(_message.Message):
 
     USER_ID_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user. Required."""
     kind: Global___IndexKind.ValueType
     """Which of his rows. Required."""
+    embedding_model: _builtins.str
+    """The model of the vectors, at most 250 characters. Empty = the one that the space is
+    searched by. Of chunks it may be any that AddChunks brought or that the hub has:
+    each that is searched has an index of its own; of memories and messages no other.
+    """
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
         kind: Global___IndexKind.ValueType = ...,
+        embedding_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_model", b"embedding_model", "kind", b"kind", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,11 +4,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from hub_server.caller import Caller
+from hub_server.errors import HubError
+from hub_server.knowledge.search import KnowledgeSearch
+from hub_server.knowledge.service import KIND
 from hub_server.retrieval.stats import Check, Stats, Totals
 from hub_server.search import Search, Source
 
 Sources = Mapping[str, Callable[[Caller, str], Awaitable[Source]]]
-"""By kind (knowledge | memory | messages): what a user's view is made of."""
+"""By kind (memory | messages): what a user's view is made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,26 +27,35 @@ class Told:
 class Indexes:
     """The indexes that this process searches."""
 
-    def __init__(self, search: Search, sources: Sources) -> None:
-        """``sources`` are those of every kind."""
+    def __init__(self, search: Search, knowledge: KnowledgeSearch, others: Sources) -> None:
+        """``others`` are the sources of every other kind."""
         self._search = search
-        self._sources = sources
+        self._knowledge = knowledge
+        self._others = others
 
-    async def stats(self, caller: Caller, user_id: str, kind: str) -> Told:
-        """Tell of an index. Raises NOT_FOUND, USER_DISABLED or FEATURE_DISABLED."""
-        return await self._told(await self._sources[kind](caller, user_id))
+    async def source(self, caller: Caller, user_id: str, kind: str, model: str) -> Source:
+        """Return what an index is made of; no model = the one that the space is searched by.
 
-    async def check(self, caller: Caller, user_id: str, kind: str) -> Check:
-        """Compare an index with its rows. Raises NOT_FOUND, USER_DISABLED or FEATURE_DISABLED."""
-        return await self._search.check(await self._sources[kind](caller, user_id))
+        Raises NOT_FOUND, USER_DISABLED, FEATURE_DISABLED or INVALID_FIELD.
+        """
+        if kind == KIND:
+            return await self._knowledge.source(caller, user_id, model)
+        source = await self._others[kind](caller, user_id)
+        if model not in ("", source.space.embedding_model):
+            raise HubError.invalid("embedding_model", "must be empty, or the one that they have")
+        return source
 
-    async def rebuild(self, caller: Caller, user_id: str, kind: str) -> Told:
-        """Make an index anew. Raises NOT_FOUND, USER_DISABLED or FEATURE_DISABLED."""
-        source = await self._sources[kind](caller, user_id)
-        await self._search.rebuild(source)
-        return await self._told(source)
-
-    async def _told(self, source: Source) -> Told:
+    async def told(self, source: Source) -> Told:
+        """Tell of an index."""
         stats = await self._search.stats(source.space)
         size = await self._search.snapshot_bytes(source.space)
         return Told(source, stats, size, self._search.totals)
+
+    async def check(self, source: Source) -> Check:
+        """Compare an index with its rows."""
+        return await self._search.check(source)
+
+    async def rebuild(self, source: Source) -> Told:
+        """Make an index anew."""
+        await self._search.rebuild(source)
+        return await self.told(source)

@@ -121,11 +121,19 @@ class KnowledgeSearch:
             await self._record(caller, user_id, served, several, hits)
         return shown
 
-    async def source(self, caller: Caller, user_id: str) -> Source:
-        """Return what a view of a user's chunks is made of. Raises NOT_FOUND or USER_DISABLED."""
+    async def source(self, caller: Caller, user_id: str, model: str = "") -> Source:
+        """Return what a view of a user's chunks is made of; no model = that of his space.
+
+        Raises NOT_FOUND, USER_DISABLED, or INVALID_FIELD where he has no vectors of the model.
+        """
         async with self._database.statement(caller) as connection:
             state = active_user(await spaces.state(connection, caller.tenant_id, user_id, KIND))
-        return self.source_of(caller, user_id, state)
+        source = self.source_of(caller, user_id, state)
+        if model in ("", source.space.embedding_model):
+            return source
+        dimension = await self._dimension(caller, user_id, model, "embedding_model")
+        space = replace(source.space, embedding_model=model)
+        return Source(space, state, self._pull(caller, user_id, model), dimension)
 
     def source_of(self, caller: Caller, user_id: str, state: Row) -> Source:
         """Return what a view of a user's chunks is made of, given its state."""
@@ -174,14 +182,22 @@ class KnowledgeSearch:
         self, caller: Caller, user_id: str, asked: Asked, vector: NDArray[np.float32]
     ) -> None:
         model = asked.embedding_model
-        if (known := await self._search.dimension_of(model)) is None:
+        known = await self._dimension(caller, user_id, model, f"{asked.within}embedding_model")
+        check_dimension(f"{asked.within}vector", len(vector), model, known)
+
+    async def _dimension(self, caller: Caller, user_id: str, model: str, field: str) -> int:
+        """Return the dimension of a model of the hub or of a user's chunks.
+
+        Raises INVALID_FIELD of the ``field`` that named it, where it is neither.
+        """
+        known = await self._search.dimension_of(model)
+        if known is None:
             async with self._database.statement(caller) as connection:
                 repository = KnowledgeRepository(connection, caller.tenant_id)
                 known = await repository.dimension(user_id, model)
         if known is None:
-            field = f"{asked.within}embedding_model"
             raise HubError.invalid(field, "must be a model of the user's chunks")
-        check_dimension(f"{asked.within}vector", len(vector), model, known)
+        return known
 
     async def _answer(
         self,

@@ -36,6 +36,7 @@ from hub_server.knowledge.wire import (
 from hub_server.paging import PageTokens
 from hub_server.retrieval.stats import Check
 from hub_server.rows import Row
+from hub_server.search import Source
 
 # Names in the metadata of a chunk.
 _OF_THE_HUB: Final = frozenset(("source", "chunk_index", "document_title"))
@@ -220,25 +221,30 @@ class KnowledgeServicer:
         self, request: pb.GetIndexStatsRequest, caller: Caller
     ) -> pb.GetIndexStatsResponse:
         """Tell of an index."""
-        kind = enum_to_text(pb.IndexKind, request.kind)
-        told = await self._indexes.stats(caller, request.user_id, kind)
+        told = await self._indexes.told(await self._source(caller, request))
         return pb.GetIndexStatsResponse(index_stats=_index_to_pb(told))
 
     async def CheckIndex(
         self, request: pb.CheckIndexRequest, caller: Caller
     ) -> pb.CheckIndexResponse:
         """Compare an index with its rows."""
-        kind = enum_to_text(pb.IndexKind, request.kind)
-        check = await self._indexes.check(caller, request.user_id, kind)
+        check = await self._indexes.check(await self._source(caller, request))
         return pb.CheckIndexResponse(index_check=_check_to_pb(check))
 
     async def RebuildIndex(
         self, request: pb.RebuildIndexRequest, caller: Caller
     ) -> pb.RebuildIndexResponse:
         """Make an index anew."""
-        kind = enum_to_text(pb.IndexKind, request.kind)
-        told = await self._indexes.rebuild(caller, request.user_id, kind)
+        told = await self._indexes.rebuild(await self._source(caller, request))
         return pb.RebuildIndexResponse(index_stats=_index_to_pb(told))
+
+    async def _source(
+        self,
+        caller: Caller,
+        request: pb.GetIndexStatsRequest | pb.CheckIndexRequest | pb.RebuildIndexRequest,
+    ) -> Source:
+        kind = enum_to_text(pb.IndexKind, request.kind)
+        return await self._indexes.source(caller, request.user_id, kind, request.embedding_model)
 
 
 class DocumentIntake:

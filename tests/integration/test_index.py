@@ -2,12 +2,14 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from hub_client.errors import FeatureDisabledError
+from hub_client.errors import FeatureDisabledError, InvalidFieldError
 from hub_client.v1 import (
+    AddChunksRequest,
     AppendMessageRequest,
     CheckIndexRequest,
     ForgetMemoryRequest,
@@ -18,6 +20,7 @@ from hub_client.v1 import (
     IndexStats,
     MemoryType,
     MessageSearch,
+    OwnChunk,
     RebuildIndexRequest,
     RecallRequest,
     RememberRequest,
@@ -81,6 +84,43 @@ async def test_chunks_and_messages_have_an_index_too(tenant: Tenant) -> None:
             RebuildIndexRequest(user_id=user.user_id, kind=kind)
         )
         assert _told(await _check(tenant, user, kind)) == (0, [], [], [])
+
+
+async def test_each_model_of_chunks_has_an_index(tenant: Tenant) -> None:
+    """It holds all rows, is checked and made anew by itself, and is told from the space's own."""
+    user = await tenant.new_user()
+    await tenant.ingest(user, "Owls", "Owls hunt at night.")
+    one = OwnChunk(content="A swan sleeps.", embedding=_vector(1, 0, 0))
+    add = AddChunksRequest(
+        user_id=user.user_id, title="Swans", embedding_model="elsewhere", chunks=[one]
+    )
+    added = (await tenant.client.knowledge.add_chunks(add)).document
+    client = tenant.client.knowledge
+    ask: dict[str, Any] = {"user_id": user.user_id, "kind": _KNOWLEDGE}
+
+    async def told(model: str) -> tuple[tuple[int, list[str], list[str], list[str]], int]:
+        """Return what a check comes to, and the rows that the index says it has."""
+        asked = {**ask, "embedding_model": model}
+        check = (await client.check_index(CheckIndexRequest(**asked))).index_check
+        await client.search(SearchRequest(user_id=user.user_id, query="swans"))  # holds its words
+        stats = (await client.get_index_stats(GetIndexStatsRequest(**asked))).index_stats
+        assert stats.embedding_model == model or not model
+        return _told(check), stats.rows
+
+    assert await told("elsewhere") == ((2, [], [], []), 2)
+    change = "UPDATE chunks SET embedding = %s WHERE document_id = %s RETURNING chunk_id::text"
+    ((chunk,),) = await asyncio.to_thread(
+        tenant.hub.sql, change, _vector(0, 1, 0), added.document_id
+    )
+    assert await told("elsewhere") == ((2, [], [], [chunk]), 2)
+    assert await told("") == ((2, [], [], []), 2)
+    await client.rebuild_index(RebuildIndexRequest(**ask, embedding_model="elsewhere"))
+    assert await told("elsewhere") == ((2, [], [], []), 2)
+    for kind, model in ((_KNOWLEDGE, "nobody's"), (_MEMORY, "elsewhere")):
+        wrong = {**ask, "kind": kind, "embedding_model": model}
+        with pytest.raises(InvalidFieldError) as caught:
+            await client.get_index_stats(GetIndexStatsRequest(**wrong))
+        assert [field for field, _ in caught.value.violations] == ["embedding_model"]
 
 
 async def test_messages_that_are_not_searched_have_no_index(tenant: Tenant) -> None:
@@ -147,6 +187,10 @@ async def test_searches_go_on_while_an_index_is_rebuilt(tenant: Tenant) -> None:
             (hit,) = (await tenant.client.knowledge.search(search)).hits
             assert hit.chunk.document_id == document.document_id
     assert _told(await _check(tenant, user, _MEMORY)) == (len(known), [], [], [])
+
+
+def _vector(*numbers: float) -> bytes:
+    return np.array(numbers, dtype="<f4").tobytes()
 
 
 async def _rebuilt(tenant: Tenant, request: RebuildIndexRequest) -> None:
