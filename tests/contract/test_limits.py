@@ -32,6 +32,7 @@ _MEANT: Final[dict[str, Any]] = {
     )
 }
 _MEANT["BatchSearch-queries-max_items"] = [SearchQuery(query="tea")] * 50
+_INDEX: Final = (("Get", "Stats"), ("Check", ""), ("Rebuild", ""))
 _NOT_CALLED: Final = {
     "IngestDocument-text-max_bytes",
     # They must fit each other and the user's chunks; tests/integration tries them.
@@ -40,6 +41,7 @@ _NOT_CALLED: Final = {
     "BatchSearch-queries[0].vector-max_bytes",
     "BatchSearch-queries[0].embedding_model-max_length",
     "ReembedSpace-embedding_model-max_length",
+    *(f"{method}Index{what}-embedding_model-max_length" for method, what in _INDEX),
     "UploadDocument-data-max_bytes",
     *(
         f"{config}.timezone-{limit}"

@@ -55,7 +55,8 @@ async def test_each_flaw_is_told_and_ended_by_a_rebuild(tenant: Tenant) -> None:
     rebuilt = await tenant.client.knowledge.rebuild_index(
         RebuildIndexRequest(user_id=user.user_id, kind=_MEMORY)
     )
-    assert (rebuilt.index_stats.rows, rebuilt.index_stats.applied_seq) == (3, 5)
+    stats = rebuilt.index_stats
+    assert (stats.rows, stats.applied_seq) == (3, stats.last_seq)
     assert _told(await _check(tenant, user, _MEMORY)) == (3, [], [], [])
     assert await _recalled(tenant, user) == {missing, stale, sound}
 
@@ -147,15 +148,17 @@ async def test_stats_follow_a_view(tenant: Tenant, tmp_path: Path) -> None:
             return (await client.knowledge.get_index_stats(ask)).index_stats
 
         before = await stats()
-        assert (before.is_held, before.last_seq, before.kind) == (False, 4, _MEMORY)
+        assert (before.is_held, before.last_seq > 3, before.kind) == (False, True, _MEMORY)
         assert before.embedding_model.startswith("wordllama")
         await client.memory.recall(RecallRequest(user_id=user.user_id, query="tea"))
         held = await stats()
-        assert (held.is_held, held.rows, held.applied_seq, held.last_seq) == (True, 4, 4, 4)
+        assert (held.is_held, held.rows) == (True, 4)
+        assert held.applied_seq == held.last_seq == before.last_seq
         assert (held.engine, held.rows_in_graph) == (IndexEngine.INDEX_ENGINE_EXACT, 0)
         await _remember(tenant, user, "tea 5")
         behind = await stats()
-        assert (behind.rows, behind.applied_seq, behind.last_seq) == (4, 4, 5)
+        assert (behind.rows, behind.applied_seq) == (4, held.applied_seq)
+        assert behind.last_seq > held.last_seq
         await client.memory.recall(RecallRequest(user_id=user.user_id, query="tea"))
         async with asyncio.timeout(20):
             while True:
