@@ -241,10 +241,10 @@ def _number_rules(field: FieldDescriptor, limits: FieldLimits) -> Iterator[_Rule
         yield lambda value: None if math.isfinite(value) else "must be a finite number"
     if limits.HasField("minimum"):
         least = limits.minimum
-        yield lambda value: f"must be at least {least:g}" if value < least else None
+        yield lambda value: f"must be at least {least:,.15g}" if value < least else None
     if limits.HasField("maximum"):
         most = limits.maximum
-        yield lambda value: f"must be at most {most:g}" if value > most else None
+        yield lambda value: f"must be at most {most:,.15g}" if value > most else None
 
 
 def _utf8_size(value: str) -> int:

@@ -116,6 +116,9 @@ class OwnVectors:
             fault = f"must be {document['own_model']}, as of the document's other chunks"
             raise HubError.invalid("embedding_model", fault)
         room = _MOST_CHUNKS - document["chunk_count"]
+        if room <= 0:
+            fault = f"must be of another document: this one is full, with {_MOST_CHUNKS:,} chunks"
+            raise HubError.invalid("document_id", fault)
         if len(added.chunks) > room:
             fault = f"must be at most {room} here: a document has at most {_MOST_CHUNKS:,}"
             raise HubError.invalid("chunks", fault)

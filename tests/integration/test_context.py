@@ -277,6 +277,9 @@ async def test_shares_and_scores_bound_what_comes_in(
     with pytest.raises(InvalidFieldError) as caught:
         await _built(tenant, session, 500, shares=ContextShares(memory=0.9, history=0.2))
     assert [field for field, _ in caught.value.violations] == ["shares"]
+    with pytest.raises(InvalidFieldError) as caught:
+        await _built(tenant, session, 1_000_001)
+    assert caught.value.violations == (("token_budget", "must be at most 1,000,000"),)
     context = await _built(tenant, session, 500, query="tea with milk", min_score=0.5)
     reasons = {entry.reason for entry in context.ledger if entry.part == _MEMORY}
     assert reasons == {_KEPT, ContextReason.CONTEXT_REASON_BELOW_SCORE}

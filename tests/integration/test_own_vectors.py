@@ -269,6 +269,10 @@ async def test_a_document_has_so_many_chunks_at_most(tenant: Tenant, user: User)
     assert await told(add(tenant, user, document_id=document.document_id)) == (
         ("chunks", "must be at most 2 here: a document has at most 10,000"),
     )
+    await asyncio.to_thread(tenant.hub.sql, query.replace("9998", "10000"), document.document_id)
+    assert await told(add(tenant, user, document_id=document.document_id)) == (
+        ("document_id", "must be of another document: this one is full, with 10,000 chunks"),
+    )
 
 
 async def test_a_least_score_leaves_out_what_scores_less_without_it(
