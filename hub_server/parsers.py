@@ -102,8 +102,11 @@ def _pdf(content: bytes) -> tuple[str, Iterable[str]]:
 def _html(content: bytes) -> tuple[str, Iterable[str]]:
     import trafilatura  # noqa: PLC0415
 
-    page = decoded(content) if is_utf_16(content) else content  # else in the charset it declares
+    page = decoded(content).encode() if is_utf_16(content) else content  # in what it declares
     tree = trafilatura.load_html(page)
+    if tree is None or tree.tag != "html":  # a part of a page, which would lose its beginning
+        page = b"<html><body>%b</body></html>" % page
+        tree = trafilatura.load_html(page)
     if tree is None:
         return "", []
     (title, *_) = [*(one.text_content() for one in tree.iter("title")), ""]

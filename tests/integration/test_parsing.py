@@ -128,7 +128,11 @@ async def test_a_file_without_end_is_given_up() -> None:
         ("<html>".encode("utf-16"), parsers.HTML),
         (b"<html><p>Caf\xe9", parsers.HTML),
         (b"<!-- a -->" * 5000, parsers.TEXT),
-        (b"<h1 align=center>A readme</h1>", parsers.TEXT),
+        (b"<h1>Title</h1><p>Text</p>", parsers.HTML),
+        ("<!-- a -->\n<Div class='a'>Text</Div>\n".encode("utf-16"), parsers.HTML),
+        (b"<p align=center>\n<img src=logo.png>\n</p>\n\n# A readme\n\n<hr>", parsers.TEXT),
+        (b"<p align=center>\n<img src=logo.png>\n</p>\n\nIt is *good*: a > b", parsers.TEXT),
+        (b"<a@example.org> wrote on <https://example.org>", parsers.TEXT),
         (b"<htmlish>", parsers.TEXT),
         (b"%PDF is a format", parsers.TEXT),
         ("\ufeffmark".encode("utf-16-be"), parsers.TEXT),
@@ -137,6 +141,13 @@ async def test_a_file_without_end_is_given_up() -> None:
 def test_a_file_is_what_its_content_says(file: bytes, media_type: str) -> None:
     """Quickly, also of a file made to be slow to tell."""
     assert media_type_of(file) == media_type
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_part_of_a_page_is_read_whole(encoding: str) -> None:
+    """Its first heading, too, however little it holds."""
+    part = "<h1>Café</h1><p>Text</p>".encode(encoding)
+    assert parsers.read(parsers.HTML, part) == ("", "# Café\n\nText")
 
 
 async def test_a_file_is_read_by_the_next_hub_when_one_dies(

@@ -94,16 +94,20 @@ async def test_a_file_is_read_by_what_it_is(
     assert await asyncio.to_thread(files_kept, tenant.hub, user) == 0
 
 
+_NEITHER = "is neither PDF, DOCX or HTML, nor text (plain or Markdown) in UTF-8"
+
+
 @pytest.mark.parametrize(
     ("file", "what"),
     [
-        (PNG, "is of no supported type: PDF, DOCX, HTML, Markdown or plain text"),
-        (b"PK\x03\x04 a zip of something else", "is of no supported type"),
-        ("Café".encode("latin-1"), "is of no supported type"),
-        (b"a text\0 with a hole", "is of no supported type"),
+        (PNG, _NEITHER),
+        (b"PK\x03\x04 a zip of something else", _NEITHER),
+        ("Café".encode("latin-1"), _NEITHER),
+        (b"a text\0 with a hole", _NEITHER),
+        (rb"{\rtf1\ansi Tea}", _NEITHER),
         (b"", "is required: the file is empty"),
     ],
-    ids=["picture", "zip", "latin-1", "nul", "empty"],
+    ids=["picture", "zip", "latin-1", "nul", "rtf", "empty"],
 )
 async def test_what_is_no_such_file_is_refused(
     tenant: Tenant, user: User, file: bytes, what: str
