@@ -168,8 +168,8 @@ class ChatServiceStub:
     memories, more chunks, more history, and then to older messages that fit the
     query. Nothing is cut: what does not fit whole is left out.
     Chunks that follow one another in a document are one block, in which an overlap
-    is said once. A memory whose text, or whose own message, is in the context
-    already is left out. The blocks come in a fixed order: memories best first,
+    is said once. A memory whose text is in the context already is left out, and so is
+    one whose own message is, unless its text was changed since. The blocks come in a fixed order: memories best first,
     chunks by document, messages as they were said.
 
     With `enable_rag` false no knowledge is looked for, with `enable_chat_history`
@@ -353,8 +353,8 @@ class ChatServiceAsyncStub(ChatServiceStub):
     memories, more chunks, more history, and then to older messages that fit the
     query. Nothing is cut: what does not fit whole is left out.
     Chunks that follow one another in a document are one block, in which an overlap
-    is said once. A memory whose text, or whose own message, is in the context
-    already is left out. The blocks come in a fixed order: memories best first,
+    is said once. A memory whose text is in the context already is left out, and so is
+    one whose own message is, unless its text was changed since. The blocks come in a fixed order: memories best first,
     chunks by document, messages as they were said.
 
     With `enable_rag` false no knowledge is looked for, with `enable_chat_history`
@@ -643,8 +643,8 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         memories, more chunks, more history, and then to older messages that fit the
         query. Nothing is cut: what does not fit whole is left out.
         Chunks that follow one another in a document are one block, in which an overlap
-        is said once. A memory whose text, or whose own message, is in the context
-        already is left out. The blocks come in a fixed order: memories best first,
+        is said once. A memory whose text is in the context already is left out, and so is
+        one whose own message is, unless its text was changed since. The blocks come in a fixed order: memories best first,
         chunks by document, messages as they were said.
 
         With `enable_rag` false no knowledge is looked for, with `enable_chat_history`

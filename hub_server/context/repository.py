@@ -105,8 +105,11 @@ _FOUND: Final = HotStatement(
     """
 SELECT 'memory' AS part, m.memory_id::text AS item_id, m.memory_content AS text, {no_chunk},
        NULL::text AS role, m.memory_type, m.source, m.confidence_score, m.reinforcement_count,
-       m.created_at, m.reinforced_at, m.revision, m.message_id::text AS said_by
+       m.created_at, m.reinforced_at, m.revision, r.message_id::text AS said_by
 FROM memory_store m
+LEFT JOIN memory_revisions r  -- whose text was changed says what the message does not
+    ON r.tenant_id = m.tenant_id AND r.memory_id = m.memory_id AND r.revision = 1
+    AND r.memory_content = m.memory_content
 WHERE m.tenant_id = :tenant_id ::uuid AND m.user_id = :user_id ::uuid
   AND m.memory_id = ANY (:memory_ids ::uuid[] || ARRAY({newest}))
   AND m.deleted_at IS NULL AND m.status = 'active'
