@@ -469,8 +469,8 @@ class ChatClient:
         memories, more chunks, more history, and then to older messages that fit the
         query. Nothing is cut: what does not fit whole is left out.
         Chunks that follow one another in a document are one block, in which an overlap
-        is said once. A memory whose text, or whose own message, is in the context
-        already is left out. The blocks come in a fixed order: memories best first,
+        is said once. A memory whose text is in the context already is left out, and so is
+        one whose own message is, unless its text was changed since. The blocks come in a fixed order: memories best first,
         chunks by document, messages as they were said.
 
         With `enable_rag` false no knowledge is looked for, with `enable_chat_history`
@@ -788,8 +788,8 @@ class AsyncChatClient:
         memories, more chunks, more history, and then to older messages that fit the
         query. Nothing is cut: what does not fit whole is left out.
         Chunks that follow one another in a document are one block, in which an overlap
-        is said once. A memory whose text, or whose own message, is in the context
-        already is left out. The blocks come in a fixed order: memories best first,
+        is said once. A memory whose text is in the context already is left out, and so is
+        one whose own message is, unless its text was changed since. The blocks come in a fixed order: memories best first,
         chunks by document, messages as they were said.
 
         With `enable_rag` false no knowledge is looked for, with `enable_chat_history`
@@ -1029,7 +1029,9 @@ class IdentityClient:
         was does not matter. All of it is there at once, when the summary has come and
         fits: before that nobody sees any of it, and searches find it right after.
 
-        To be sent in the order of the export. A user who is here already, whole and
+        To be sent in the order of the export, and not before the time at which the rows
+        were made: a `created_at` that is yet to come is INVALID_ARGUMENT, but a memory's.
+        A user who is here already, whole and
         the same, stays as he is. One who was cut off sends all of it again; what an
         import that did not end has left is never shown, goes with the next one that
         begins, and with EraseUser.
@@ -1559,7 +1561,9 @@ class AsyncIdentityClient:
         was does not matter. All of it is there at once, when the summary has come and
         fits: before that nobody sees any of it, and searches find it right after.
 
-        To be sent in the order of the export. A user who is here already, whole and
+        To be sent in the order of the export, and not before the time at which the rows
+        were made: a `created_at` that is yet to come is INVALID_ARGUMENT, but a memory's.
+        A user who is here already, whole and
         the same, stays as he is. One who was cut off sends all of it again; what an
         import that did not end has left is never shown, goes with the next one that
         begins, and with EraseUser.
@@ -1950,12 +1954,10 @@ class KnowledgeClient:
     ) -> UploadDocumentResponse:
         """Stores a document that is a file, as IngestDocument does a text: a PDF, a DOCX, an
         HTML page, or a text (plain or Markdown, in UTF-8, or in UTF-16 with its byte order
-        mark), of at most HUB_UPLOAD_MB, 32 unless set. What it is is told by its content,
-        not by its name: what begins with a tag of HTML is a page or a part of one, unless
-        it has headings or fences of Markdown, or does not end with a tag. It is read in
-        the background; a file that cannot be makes the document `failed`, and is kept for
-        7 days from the upload, in which RetryDocument tries it again. No file is kept once
-        its text, at most 4 MiB, is read.
+        mark), of at most HUB_UPLOAD_MB, 32 unless set. What it is is told by its content, not by its
+        name. It is read in the background; a file that cannot be makes the document
+        `failed`, and is kept for 7 days from the upload, in which RetryDocument tries it
+        again. No file is kept once its text, at most 4 MiB, is read.
 
         The first message says what is uploaded and may bear the first bytes, the others
         bear bytes alone; the end of the stream is the end of the file. A stream that is cut
@@ -2040,8 +2042,7 @@ class KnowledgeClient:
     ) -> UpdateDocumentResponse:
         """Changes a document. Another text, title, source or chunking is split and
         embedded anew in the background; until that is done searches find what they
-        found before, and from then on the new. Where it fails they go on finding what
-        they did: the document is `failed` until RetryDocument or another change is done.
+        found before, and from then on the new.
 
         Errors include: NOT_FOUND, ETAG_MISMATCH.
         """
@@ -2145,10 +2146,9 @@ class KnowledgeClient:
         )
 
     def search(self, request: SearchRequest, *, timeout: float | None = None) -> SearchResponse:
-        """Finds the chunks of a user's documents that fit a query in words or in meaning,
-        best first. It sees every document that was `ready` before it began, as it was
-        then: while another text of it is processed, and where that fails, the one before
-        is found, whole. A chunk whose vector is of another model than the query's is found by
+        """Finds the chunks of a user's ready documents that fit a query in words or
+        in meaning, best first. It sees every document that was `ready` before it
+        began. A chunk whose vector is of another model than the query's is found by
         its words alone.
 
         Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
@@ -2245,12 +2245,10 @@ class AsyncKnowledgeClient:
     ) -> UploadDocumentResponse:
         """Stores a document that is a file, as IngestDocument does a text: a PDF, a DOCX, an
         HTML page, or a text (plain or Markdown, in UTF-8, or in UTF-16 with its byte order
-        mark), of at most HUB_UPLOAD_MB, 32 unless set. What it is is told by its content,
-        not by its name: what begins with a tag of HTML is a page or a part of one, unless
-        it has headings or fences of Markdown, or does not end with a tag. It is read in
-        the background; a file that cannot be makes the document `failed`, and is kept for
-        7 days from the upload, in which RetryDocument tries it again. No file is kept once
-        its text, at most 4 MiB, is read.
+        mark), of at most HUB_UPLOAD_MB, 32 unless set. What it is is told by its content, not by its
+        name. It is read in the background; a file that cannot be makes the document
+        `failed`, and is kept for 7 days from the upload, in which RetryDocument tries it
+        again. No file is kept once its text, at most 4 MiB, is read.
 
         The first message says what is uploaded and may bear the first bytes, the others
         bear bytes alone; the end of the stream is the end of the file. A stream that is cut
@@ -2335,8 +2333,7 @@ class AsyncKnowledgeClient:
     ) -> UpdateDocumentResponse:
         """Changes a document. Another text, title, source or chunking is split and
         embedded anew in the background; until that is done searches find what they
-        found before, and from then on the new. Where it fails they go on finding what
-        they did: the document is `failed` until RetryDocument or another change is done.
+        found before, and from then on the new.
 
         Errors include: NOT_FOUND, ETAG_MISMATCH.
         """
@@ -2442,10 +2439,9 @@ class AsyncKnowledgeClient:
     async def search(
         self, request: SearchRequest, *, timeout: float | None = None
     ) -> SearchResponse:
-        """Finds the chunks of a user's documents that fit a query in words or in meaning,
-        best first. It sees every document that was `ready` before it began, as it was
-        then: while another text of it is processed, and where that fails, the one before
-        is found, whole. A chunk whose vector is of another model than the query's is found by
+        """Finds the chunks of a user's ready documents that fit a query in words or
+        in meaning, best first. It sees every document that was `ready` before it
+        began. A chunk whose vector is of another model than the query's is found by
         its words alone.
 
         Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.

@@ -367,9 +367,9 @@ class ExportedUsage(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     total_tokens_used: _builtins.int
-    """Tokens of all messages there ever were."""
+    """Tokens of all messages there ever were, at most 10^15."""
     period_tokens_used: _builtins.int
-    """Tokens of the period that began at `period_start`."""
+    """Tokens of the period that began at `period_start`, at most 10^15."""
     @_builtins.property
     def period_start(self) -> _timestamp_pb2.Timestamp:
         """When that period began. Absent = it is the user's lifetime."""
@@ -421,9 +421,9 @@ class ExportedReservation(_message.Message):
     held_tokens: _builtins.int
     """How many of them are set aside still."""
     message_tokens: _builtins.int
-    """How many were used by messages that named it."""
+    """How many were used by messages that named it, at most 10^15."""
     used_tokens: _builtins.int
-    """How many were used in all."""
+    """How many were used in all, at most 10^15."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When what is left is free again. Required."""
@@ -534,7 +534,7 @@ class ExportedMemory(_message.Message):
     superseded_by: _builtins.str
     """The memory that took its place. Empty = none."""
     reinforcement_count: _builtins.int
-    """How often it was remembered again."""
+    """How often it was remembered again, at most 10^9."""
     session_id: _builtins.str
     """The session in which it was first said. Empty = not told."""
     message_id: _builtins.str
@@ -752,7 +752,7 @@ class ExportedSession(_message.Message):
     parent_seq: _builtins.int
     """The `seq` of the last message it shares."""
     redaction_count: _builtins.int
-    """How often a message of it was redacted."""
+    """How often a message of it was redacted, at most 10^15."""
     @_builtins.property
     def ended_at(self) -> _timestamp_pb2.Timestamp:
         """When it ended. Absent = it has not."""
@@ -959,7 +959,7 @@ class ExportedDocument(_message.Message):
     chunks_total: _builtins.int
     """While it is `processing`: how many there will be."""
     revision: _builtins.int
-    """Which making of its chunks searches find. 0 = none yet."""
+    """Which making of its chunks searches find, at most 10^9. 0 = none yet."""
     file_name: _builtins.str
     """The name of the file it was uploaded as, at most 255 characters."""
     media_type: _builtins.str
@@ -1253,7 +1253,7 @@ class ExportedContext(_message.Message):
     session_id: _builtins.str
     """The session it was built for. Required."""
     token_budget: _builtins.int
-    """Its budget in tokens."""
+    """Its budget in tokens, at most 1,000,000."""
     model_name: _builtins.str
     """The model it was built for, at most 200 characters."""
     tools_allowed: _builtins.bool

@@ -390,7 +390,9 @@ class IdentityServiceServicer:
         was does not matter. All of it is there at once, when the summary has come and
         fits: before that nobody sees any of it, and searches find it right after.
 
-        To be sent in the order of the export. A user who is here already, whole and
+        To be sent in the order of the export, and not before the time at which the rows
+        were made: a `created_at` that is yet to come is INVALID_ARGUMENT, but a memory's.
+        A user who is here already, whole and
         the same, stays as he is. One who was cut off sends all of it again; what an
         import that did not end has left is never shown, goes with the next one that
         begins, and with EraseUser.

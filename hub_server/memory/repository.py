@@ -283,14 +283,18 @@ class MemoryRepository:
 
     def _chain(self, memory_id: str) -> sa.CTE:
         """Return a memory and all that are linked with it by supersession, either way."""
-        start = sa.select(memory_store.c.memory_id, memory_store.c.superseded_by).where(
+        link = sa.select(
+            memory_store.c.user_id, memory_store.c.memory_id, memory_store.c.superseded_by
+        )
+        start = link.where(
             memory_store.c.tenant_id == self._tenant_id,
             memory_store.c.memory_id == memory_id,
             memory_store.c.deleted_at.is_(None),
         )
         chain = start.cte("chain", recursive=True)
-        linked = sa.select(memory_store.c.memory_id, memory_store.c.superseded_by).where(
+        linked = link.where(
             memory_store.c.tenant_id == self._tenant_id,
+            memory_store.c.user_id == chain.c.user_id,  # an import may name any id
             (memory_store.c.superseded_by == chain.c.memory_id)
             | (memory_store.c.memory_id == chain.c.superseded_by),
         )

@@ -64,6 +64,7 @@ LEFT JOIN shown ON shown.root = s.session_id
 WHERE s.tenant_id = :tenant_id ::uuid AND s.user_id = :user_id ::uuid
   AND (coalesce(shown.messages, 0) <> s.last_seq
        OR coalesce(shown.tokens, 0) <> s.total_tokens_used
+       OR s.parent_seq > s.last_seq
        OR EXISTS (SELECT FROM chat_messages m
                   WHERE m.tenant_id = :tenant_id ::uuid AND m.session_id = s.session_id
                     AND NOT (m.seq > s.parent_seq AND m.seq <= s.last_seq)))
@@ -123,10 +124,11 @@ class ImportRepository:
     async def hold(self) -> Row | None:
         """Return a user of that id as he is, with ``import_id``, and hold him; or None.
 
-        ``import_id`` NULL = nobody is importing him.
+        ``import_id`` NULL = nobody is importing him. With it comes ``now``, the time for Postgres.
         """
         columns = (users.c[name] for name in BY_NAME["user"].columns)
-        query = sa.select(*columns, users.c.import_id).where(
+        now = sa.func.clock_timestamp().label("now")
+        query = sa.select(*columns, users.c.import_id, now).where(
             *self._is_he(), users.c.erasure_id.is_(None)
         )
         query = query.with_for_update(key_share=True)

@@ -3,7 +3,7 @@
 import datetime as dt
 import hashlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ from hub_server import audit
 from hub_server.caller import Caller
 from hub_server.database import Connection, Database
 from hub_server.errors import HubError, Reason
+from hub_server.idempotency import NO_USER
 from hub_server.identity.service import check_config, email_key
 from hub_server.ids import new_id
 from hub_server.knowledge.vectors import check_dimension, check_vectors
@@ -70,11 +71,11 @@ class Import:
                 if kind != "user":
                     raise HubError.invalid("export_record", "must be the user, at first")
                 await self._begin(connection, caller, user)
-            repository = await self._held(connection, caller)
+            repository, now = await self._held(connection, caller)
             batch.sort(key=lambda one: _PLACES[one[0]])  # stable: forks stay after their parents
             for name, group in groupby(batch, key=lambda one: one[0]):
                 rows = [row for _, row in group]
-                await self._check(connection, caller, name, rows)
+                await self._check(connection, caller, name, rows, now)
                 await self._take(repository, BY_NAME[name], rows)
 
     async def finish(self, caller: Caller) -> Row:
@@ -83,7 +84,7 @@ class Import:
         Raises INVALID_FIELD, NOT_FOUND, IMPORT_CONFLICT or ETAG_MISMATCH.
         """
         async with self._database.transaction(caller) as connection:
-            repository = await self._held(connection, caller)
+            repository, _ = await self._held(connection, caller)
             if missing := [name for name in _ONCE if not self._counts[name]]:
                 raise HubError.invalid("export_record", f"{missing[0]} is missing")
             if (amiss := await repository.amiss()) is not None:
@@ -101,6 +102,8 @@ class Import:
 
     async def _begin(self, connection: Connection, caller: Caller, user: Row) -> None:
         user_id, import_id = user["user_id"], new_id()
+        if user_id == NO_USER:
+            raise HubError.invalid("export_record.user.user_id", "must not be all zeros")
         values = {**user, "email_key": email_key(user["email"])}
         repository = ImportRepository(connection, caller.tenant_id, user_id)
         if await repository.add_user(values, import_id):
@@ -116,18 +119,28 @@ class Import:
         self._user = user
         self._counts["user"] = 1
 
-    async def _held(self, connection: Connection, caller: Caller) -> ImportRepository:
-        """Hold the user. Raises NOT_FOUND or, when another import of him began, ETAG_MISMATCH."""
+    async def _held(
+        self, connection: Connection, caller: Caller
+    ) -> tuple[ImportRepository, dt.datetime]:
+        """Hold the user; return him with the time for Postgres.
+
+        Raises NOT_FOUND or, when another import of him began, ETAG_MISMATCH.
+        """
         repository = ImportRepository(connection, caller.tenant_id, self._user["user_id"])
         known = await repository.hold()
         if known is None:
             raise HubError(Reason.REASON_NOT_FOUND, resource="user")
         if known["import_id"] != self._import_id:
             raise HubError(Reason.REASON_ETAG_MISMATCH)
-        return repository
+        return repository, known["now"]
 
     async def _check(
-        self, connection: Connection, caller: Caller, name: str, rows: Sequence[Row]
+        self,
+        connection: Connection,
+        caller: Caller,
+        name: str,
+        rows: Sequence[Row],
+        now: dt.datetime,
     ) -> None:
         """Refuse what no hub would have stored, beyond the limits of each field."""
         self._counts[name] += len(rows)
@@ -136,7 +149,7 @@ class Import:
         if name == "config":
             await check_config(connection, caller, rows[0], f"export_record.{name}")
         for row in rows:
-            if fault := _fault(name, row):
+            if fault := next(_faults(name, row, now), None):
                 raise HubError.invalid(f"export_record.{name}.{fault[0]}", fault[1])
         await self._check_vectors(name, [row for row in rows if row.get("embedding")])
 
@@ -189,22 +202,26 @@ def _waves(kind: Kind, rows: Sequence[Row]) -> Sequence[Sequence[Row]]:
     return [wave for wave in waves if wave]
 
 
-def _fault(name: str, row: Row) -> tuple[str, str] | None:
-    """Return a field that cannot be as it is, and why; None = all can."""
+def _faults(name: str, row: Row, now: dt.datetime) -> Iterator[tuple[str, str]]:
+    """Yield fields that cannot be as they are, and why."""
+    # An export would leave it out. A memory's own time is that of a hub, not of Postgres.
+    if name not in ("memory", "space") and row["created_at"] > now:
+        yield "created_at", "must not lie in the future"
     match name:
+        case "context" if sum(one["tokens"] for one in row["blocks"]) > row["token_budget"]:
+            yield "blocks", "must have at most `token_budget` tokens"
         case "reservation" if row["held_tokens"] > row["tokens"]:
-            return "held_tokens", "must be at most `tokens`"
+            yield "held_tokens", "must be at most `tokens`"
         case "message" | "memory_revision" if (row["embedding"] is None) != (
             row["embedding_model"] is None
         ):
-            return "embedding_model", "must be told of a vector, and of nothing else"
+            yield "embedding_model", "must be told of a vector, and of nothing else"
         case "message" if row["redacted_at"] is not None and row["content"] is not None:
-            return "content", "must be absent: it was redacted"
+            yield "content", "must be absent: it was redacted"
         case "document" if not row["media_type"] and not _has_its_hash(row):
-            return "content_hash", "must be the SHA-256 of the text"
+            yield "content_hash", "must be the SHA-256 of the text"
         case "document" if row["status"] == "ready" and not row["revision"]:
-            return "revision", "must be 1 or more of what is ready"
-    return None
+            yield "revision", "must be 1 or more of what is ready"
 
 
 def _has_its_hash(document: Row) -> bool:

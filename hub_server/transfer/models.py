@@ -68,6 +68,9 @@ class Kind:
     children: "Children | None" = None
     """The rows that follow each row; None = there are no such."""
 
+    made_at: str = "t.created_at"
+    """When a row was made by the clock of Postgres, as SQL of a row ``t``."""
+
     belongs: Mapping[str, str] = field(default_factory=dict)
     """Columns that name a row of the same user, with the kind of that row."""
 
@@ -106,6 +109,10 @@ _BEGIN: Final = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 _MOVED: Final = """t.next_model = (
     SELECT s.embedding_model FROM spaces s WHERE s.tenant_id = :tenant_id ::uuid
       AND s.user_id = :user_id ::uuid AND s.kind = 'knowledge')"""
+# A memory bears the time of the hub that made it, which may be ahead.
+_FIRST_REVISION: Final = """(
+    SELECT r.created_at FROM memory_revisions r
+    WHERE r.tenant_id = t.tenant_id AND r.memory_id = t.memory_id AND r.revision = 1)"""
 _FILE_PARTS: Final = """(
     SELECT count(*)::int FROM document_files f
     WHERE f.tenant_id = :tenant_id ::uuid AND f.document_id = t.document_id)"""
@@ -144,6 +151,7 @@ KINDS: Final = (
             "deleted_at": "nothing is left of what was deleted, and it is not told",
         },
         only="t.deleted_at IS NULL",
+        made_at=_FIRST_REVISION,
         children=Children(
             "memory_revision",
             "revision",

@@ -30,7 +30,7 @@ ORDER BY {order}
 _ROWS: Final = """
 SELECT t.*, {size} AS size FROM {table} t
 WHERE t.tenant_id = :tenant_id ::uuid AND t.user_id = :user_id ::uuid
-  AND t.created_at <= :until ::timestamptz AND {only} {after}
+  AND {made_at} <= :until ::timestamptz AND {only} {after}
 ORDER BY {order} LIMIT {most_rows}
 """
 _CHILDREN: Final = """
@@ -101,8 +101,15 @@ def _rows(name: str, *, is_first: bool) -> HotStatement:
     order = kind.order or kind.key
     given = (f":after_{at} ::{type_of(kind, column)}" for at, column in enumerate(order))
     after = "" if is_first else f"AND ({_named(order)}) > ({', '.join(given)})"
-    parts = {"size": _size(kind), "table": kind.table.name, "only": kind.only, "after": after}
-    found = _ROWS.format(**parts, order=_named(order), most_rows=_MOST_ROWS)
+    found = _ROWS.format(
+        size=_size(kind),
+        table=kind.table.name,
+        made_at=kind.made_at,
+        only=kind.only,
+        after=after,
+        order=_named(order),
+        most_rows=_MOST_ROWS,
+    )
     return _sized(kind, found, _named(order))
 
 

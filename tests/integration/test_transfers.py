@@ -1,6 +1,7 @@
 """A user leaves a hub with all that is his."""
 
 import asyncio
+import datetime as dt
 import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from hub_client.v1 import (
     ExportUserRequest,
     ForkSessionRequest,
     GetContextRecordRequest,
+    GetMemoryHistoryRequest,
     GetUsageRequest,
     GetUserRequest,
     ImportUserRequest,
@@ -55,6 +57,7 @@ from hub_client.v1 import (
 )
 from hub_server.caller import Caller
 from hub_server.errors import HubError, Reason
+from hub_server.idempotency import NO_USER
 from hub_server.transfer.service import Export
 from tests.contract.imports import digest
 from tests.integration.test_database import new_database, own_hub
@@ -101,6 +104,13 @@ async def say(tenant: Tenant, session: Session, *texts: str, **values: Any) -> N
     ]
     request = BatchAppendMessagesRequest(session_id=session.session_id, messages=messages)
     await tenant.client.chat.batch_append_messages(request)
+
+
+async def remember(tenant: Tenant, user: User, text: str) -> str:
+    """Remember a fact; return the memory's id."""
+    kind = MemoryType.MEMORY_TYPE_FACT
+    request = RememberRequest(user_id=user.user_id, memory_type=kind, memory_content=text)
+    return (await tenant.client.memory.remember(request)).memory.memory_id
 
 
 async def search_messages(tenant: Tenant) -> None:
@@ -229,6 +239,15 @@ async def told_to_the_end(export: Export, caller: Caller) -> None:
     """Read the rest of an export."""
     while await export.page(caller):
         pass
+
+
+async def test_an_export_tells_memories_of_a_hub_whose_clock_is_ahead(tenant: Tenant) -> None:
+    """What was acknowledged before it began is in it, whatever time that hub noted."""
+    user = await tenant.new_user()
+    await remember(tenant, user, "Drinks tea.")
+    later = "UPDATE memory_store SET created_at = now() + interval '1 minute' WHERE user_id = %s"
+    await asyncio.to_thread(tenant.hub.sql, later, user.user_id)
+    assert "memory" in kinds(await exported(tenant, user.user_id))
 
 
 async def test_an_export_ends_where_what_it_told_fits_no_longer(tenant: Tenant) -> None:
@@ -463,6 +482,12 @@ def _changed(kind: str, **values: Any) -> Change:
     return change
 
 
+def _tomorrow(records: list[ExportRecord]) -> None:
+    """Let a session begin tomorrow: an export of today would leave it out."""
+    session = records[kinds(records).index("session")].session
+    session.created_at.FromDatetime(dt.datetime.now(dt.UTC) + dt.timedelta(days=1))
+
+
 def _without(kind: str) -> Change:
     """Return what leaves out the first record of a kind."""
 
@@ -498,6 +523,11 @@ _BAD: Mapping[str, tuple[Change, str]] = {
     "a vector of zeros": (_changed("memory", embedding=bytes(1024)), "INVALID_FIELD"),
     "another text": (_changed("document", text="Coffee."), "INVALID_FIELD"),
     "a role unknown": (_changed("message", role=99), "INVALID_FIELD"),
+    "a user who is nobody": (_changed("user", user_id=NO_USER), "INVALID_FIELD"),
+    "tokens beyond counting": (_changed("usage", total_tokens_used=2**63 - 1), "INVALID_FIELD"),
+    "a shared message that is not there": (_changed("session", parent_seq=7), "INVALID_FIELD"),
+    "a context above its budget": (_changed("context", token_budget=1), "INVALID_FIELD"),
+    "a session of tomorrow": (_tomorrow, "INVALID_FIELD"),
     "a kind unknown": (lambda records: records.append(ExportRecord()), "INVALID_FIELD"),
 }
 
@@ -547,3 +577,19 @@ async def test_an_import_takes_nothing_of_others(life: Life, tenant: Tenant) -> 
     with pytest.raises(errors.EmailTakenError):
         await imported(tenant, sealed(records))
     assert (await exported(tenant, mine.user_id))[:-1] == own[:-1]
+
+
+async def test_a_memory_that_names_anothers_shows_nothing_of_it(
+    small: Sequence[ExportRecord], tenant: Tenant
+) -> None:
+    """An import may say that it was superseded by the memory of somebody else."""
+    my_memory = await remember(tenant, await tenant.new_user(), "Mine.")
+    records = copied(small)
+    _changed("memory", superseded_by=my_memory)(records)
+    await imported(tenant, sealed(records))
+    (named,) = [one.memory for one in records if one.memory.superseded_by == my_memory]
+    for memory_id, others in ((named.memory_id, my_memory), (my_memory, named.memory_id)):
+        asked = GetMemoryHistoryRequest(memory_id=memory_id)
+        told = (await tenant.client.memory.get_memory_history(asked)).memory_history.revisions
+        assert memory_id in {one.memory.memory_id for one in told}
+        assert others not in {one.memory.memory_id for one in told}
