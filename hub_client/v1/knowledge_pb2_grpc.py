@@ -164,10 +164,12 @@ class KnowledgeServiceServicer:
     def UploadDocument(self, request_iterator, context):
         """Stores a document that is a file, as IngestDocument does a text: a PDF, a DOCX, an
         HTML page, or a text (plain or Markdown, in UTF-8, or in UTF-16 with its byte order
-        mark), of at most HUB_UPLOAD_MB, 32 unless set. What it is is told by its content, not by its
-        name. It is read in the background; a file that cannot be makes the document
-        `failed`, and is kept for 7 days from the upload, in which RetryDocument tries it
-        again. No file is kept once its text, at most 4 MiB, is read.
+        mark), of at most HUB_UPLOAD_MB, 32 unless set. What it is is told by its content,
+        not by its name: what begins with a tag of HTML is a page or a part of one, unless
+        it has headings or fences of Markdown, or does not end with a tag. It is read in
+        the background; a file that cannot be makes the document `failed`, and is kept for
+        7 days from the upload, in which RetryDocument tries it again. No file is kept once
+        its text, at most 4 MiB, is read.
 
         The first message says what is uploaded and may bear the first bytes, the others
         bear bytes alone; the end of the stream is the end of the file. A stream that is cut
@@ -236,7 +238,8 @@ class KnowledgeServiceServicer:
     def UpdateDocument(self, request, context):
         """Changes a document. Another text, title, source or chunking is split and
         embedded anew in the background; until that is done searches find what they
-        found before, and from then on the new.
+        found before, and from then on the new. Where it fails they go on finding what
+        they did: the document is `failed` until RetryDocument or another change is done.
 
         Errors include: NOT_FOUND, ETAG_MISMATCH.
         """
@@ -319,9 +322,10 @@ class KnowledgeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Search(self, request, context):
-        """Finds the chunks of a user's ready documents that fit a query in words or
-        in meaning, best first. It sees every document that was `ready` before it
-        began. A chunk whose vector is of another model than the query's is found by
+        """Finds the chunks of a user's documents that fit a query in words or in meaning,
+        best first. It sees every document that was `ready` before it began, as it was
+        then: while another text of it is processed, and where that fails, the one before
+        is found, whole. A chunk whose vector is of another model than the query's is found by
         its words alone.
 
         Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.

@@ -49,10 +49,12 @@ class KnowledgeServiceStub:
     UploadDocument: _grpc.StreamUnaryMultiCallable[_knowledge_pb2.UploadDocumentRequest, _knowledge_pb2.UploadDocumentResponse]
     """Stores a document that is a file, as IngestDocument does a text: a PDF, a DOCX, an
     HTML page, or a text (plain or Markdown, in UTF-8, or in UTF-16 with its byte order
-    mark), of at most HUB_UPLOAD_MB, 32 unless set. What it is is told by its content, not by its
-    name. It is read in the background; a file that cannot be makes the document
-    `failed`, and is kept for 7 days from the upload, in which RetryDocument tries it
-    again. No file is kept once its text, at most 4 MiB, is read.
+    mark), of at most HUB_UPLOAD_MB, 32 unless set. What it is is told by its content,
+    not by its name: what begins with a tag of HTML is a page or a part of one, unless
+    it has headings or fences of Markdown, or does not end with a tag. It is read in
+    the background; a file that cannot be makes the document `failed`, and is kept for
+    7 days from the upload, in which RetryDocument tries it again. No file is kept once
+    its text, at most 4 MiB, is read.
 
     The first message says what is uploaded and may bear the first bytes, the others
     bear bytes alone; the end of the stream is the end of the file. A stream that is cut
@@ -97,7 +99,8 @@ class KnowledgeServiceStub:
     UpdateDocument: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.UpdateDocumentRequest, _knowledge_pb2.UpdateDocumentResponse]
     """Changes a document. Another text, title, source or chunking is split and
     embedded anew in the background; until that is done searches find what they
-    found before, and from then on the new.
+    found before, and from then on the new. Where it fails they go on finding what
+    they did: the document is `failed` until RetryDocument or another change is done.
 
     Errors include: NOT_FOUND, ETAG_MISMATCH.
     """
@@ -148,9 +151,10 @@ class KnowledgeServiceStub:
     Errors include: NOT_FOUND (the user).
     """
     Search: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.SearchRequest, _knowledge_pb2.SearchResponse]
-    """Finds the chunks of a user's ready documents that fit a query in words or
-    in meaning, best first. It sees every document that was `ready` before it
-    began. A chunk whose vector is of another model than the query's is found by
+    """Finds the chunks of a user's documents that fit a query in words or in meaning,
+    best first. It sees every document that was `ready` before it began, as it was
+    then: while another text of it is processed, and where that fails, the one before
+    is found, whole. A chunk whose vector is of another model than the query's is found by
     its words alone.
 
     Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
@@ -209,10 +213,12 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     UploadDocument: _aio.StreamUnaryMultiCallable[_knowledge_pb2.UploadDocumentRequest, _knowledge_pb2.UploadDocumentResponse]  # type: ignore[assignment]
     """Stores a document that is a file, as IngestDocument does a text: a PDF, a DOCX, an
     HTML page, or a text (plain or Markdown, in UTF-8, or in UTF-16 with its byte order
-    mark), of at most HUB_UPLOAD_MB, 32 unless set. What it is is told by its content, not by its
-    name. It is read in the background; a file that cannot be makes the document
-    `failed`, and is kept for 7 days from the upload, in which RetryDocument tries it
-    again. No file is kept once its text, at most 4 MiB, is read.
+    mark), of at most HUB_UPLOAD_MB, 32 unless set. What it is is told by its content,
+    not by its name: what begins with a tag of HTML is a page or a part of one, unless
+    it has headings or fences of Markdown, or does not end with a tag. It is read in
+    the background; a file that cannot be makes the document `failed`, and is kept for
+    7 days from the upload, in which RetryDocument tries it again. No file is kept once
+    its text, at most 4 MiB, is read.
 
     The first message says what is uploaded and may bear the first bytes, the others
     bear bytes alone; the end of the stream is the end of the file. A stream that is cut
@@ -257,7 +263,8 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     UpdateDocument: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.UpdateDocumentRequest, _knowledge_pb2.UpdateDocumentResponse]  # type: ignore[assignment]
     """Changes a document. Another text, title, source or chunking is split and
     embedded anew in the background; until that is done searches find what they
-    found before, and from then on the new.
+    found before, and from then on the new. Where it fails they go on finding what
+    they did: the document is `failed` until RetryDocument or another change is done.
 
     Errors include: NOT_FOUND, ETAG_MISMATCH.
     """
@@ -308,9 +315,10 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     Errors include: NOT_FOUND (the user).
     """
     Search: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.SearchRequest, _knowledge_pb2.SearchResponse]  # type: ignore[assignment]
-    """Finds the chunks of a user's ready documents that fit a query in words or
-    in meaning, best first. It sees every document that was `ready` before it
-    began. A chunk whose vector is of another model than the query's is found by
+    """Finds the chunks of a user's documents that fit a query in words or in meaning,
+    best first. It sees every document that was `ready` before it began, as it was
+    then: while another text of it is processed, and where that fails, the one before
+    is found, whole. A chunk whose vector is of another model than the query's is found by
     its words alone.
 
     Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
@@ -378,10 +386,12 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_knowledge_pb2.UploadDocumentResponse, _abc.Awaitable[_knowledge_pb2.UploadDocumentResponse]]:
         """Stores a document that is a file, as IngestDocument does a text: a PDF, a DOCX, an
         HTML page, or a text (plain or Markdown, in UTF-8, or in UTF-16 with its byte order
-        mark), of at most HUB_UPLOAD_MB, 32 unless set. What it is is told by its content, not by its
-        name. It is read in the background; a file that cannot be makes the document
-        `failed`, and is kept for 7 days from the upload, in which RetryDocument tries it
-        again. No file is kept once its text, at most 4 MiB, is read.
+        mark), of at most HUB_UPLOAD_MB, 32 unless set. What it is is told by its content,
+        not by its name: what begins with a tag of HTML is a page or a part of one, unless
+        it has headings or fences of Markdown, or does not end with a tag. It is read in
+        the background; a file that cannot be makes the document `failed`, and is kept for
+        7 days from the upload, in which RetryDocument tries it again. No file is kept once
+        its text, at most 4 MiB, is read.
 
         The first message says what is uploaded and may bear the first bytes, the others
         bear bytes alone; the end of the stream is the end of the file. A stream that is cut
@@ -462,7 +472,8 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_knowledge_pb2.UpdateDocumentResponse, _abc.Awaitable[_knowledge_pb2.UpdateDocumentResponse]]:
         """Changes a document. Another text, title, source or chunking is split and
         embedded anew in the background; until that is done searches find what they
-        found before, and from then on the new.
+        found before, and from then on the new. Where it fails they go on finding what
+        they did: the document is `failed` until RetryDocument or another change is done.
 
         Errors include: NOT_FOUND, ETAG_MISMATCH.
         """
@@ -561,9 +572,10 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _knowledge_pb2.SearchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_knowledge_pb2.SearchResponse, _abc.Awaitable[_knowledge_pb2.SearchResponse]]:
-        """Finds the chunks of a user's ready documents that fit a query in words or
-        in meaning, best first. It sees every document that was `ready` before it
-        began. A chunk whose vector is of another model than the query's is found by
+        """Finds the chunks of a user's documents that fit a query in words or in meaning,
+        best first. It sees every document that was `ready` before it began, as it was
+        then: while another text of it is processed, and where that fails, the one before
+        is found, whole. A chunk whose vector is of another model than the query's is found by
         its words alone.
 
         Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
