@@ -465,13 +465,17 @@ Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
 class MetadataFilter(_message.Message):
     """A condition on metadata: that of a chunk's document together with that of the
     chunk itself (`source`, `chunk_index`, `document_title` …). A name that both have
-    is the chunk's.
+    is the chunk's. So a document's own `source_url` is met as `source` and its `title`
+    as `document_title`; its author, file name and times are met by no name: who wants to
+    filter by those keeps them in `metadata`, too.
 
     A condition names a value by its `path`: the names that lead to it, one for each
     level, `["shelf", "row"]` for `{"shelf": {"row": 3}}`. Names may hold any
     character: a dot is part of a name. A list on the way or at the end stands for
     each of its items (not for the items of lists within it), so `equals` holds for
     a list that has the value. Types are strict: a number equals a number, never a text.
+    Texts are compared as they are, character by character: `Tea` is not `tea`, and `é`
+    is neither `e` nor an `e` with an accent that follows it.
 
     At most 8 conditions deep and 100 in all; beyond, or where none is set, the error
     is INVALID_FIELD and names the place, as in `filter.all_of.filters[2].range.path`.
@@ -862,8 +866,9 @@ class SearchHit(_message.Message):
     @_builtins.property
     def highlights(self) -> _containers.RepeatedCompositeFieldContainer[Global___Highlight]:
         """The words of `chunk.content` that are words of the query, by the same rules by
-        which words are searched (stems, letter case, forms of a character), in order.
-        None in mode semantic.
+        which words are searched (stems, letter case, forms of a character; accents stay:
+        `cafe` is not `café`), in order. Common words such as `the` too: they are searched,
+        and weigh little. None in mode semantic.
         """
 
     @_builtins.property
