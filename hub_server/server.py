@@ -166,7 +166,6 @@ async def _compose(
     lease = dt.timedelta(seconds=settings.ingestion_lease)
     parsing = Parsing(megabytes=settings.parse_mb, seconds=settings.parse_seconds)
     ingestion = Ingestion(database, models, lease, parsing)
-    reembedding = Reembedding(database, search, lease)
     terms = Terms(
         token_ttl=dt.timedelta(seconds=settings.token_ttl),
         refresh_ttl=dt.timedelta(seconds=settings.refresh_ttl),
@@ -204,6 +203,8 @@ async def _compose(
     stack.push_async_callback(appends.close)
     rooms: dict[str, KnowledgeSearch | MemoryService | MessageSearch]
     rooms = {"knowledge": found, "memory": memory, "messages": messages}
+    pulls = {kind: room.pull for kind, room in rooms.items()}
+    reembedding = Reembedding(database, search, pulls, lease)
     contexts = Contexts(
         database,
         search,

@@ -93,7 +93,7 @@ class _ReembeddingStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Ree
     REEMBEDDING_STATUS_NONE: _ReembeddingStatus.ValueType  # 1
     """None was ever asked for."""
     REEMBEDDING_STATUS_MOVING: _ReembeddingStatus.ValueType  # 2
-    """Chunks are being embedded; searches use the old model."""
+    """Rows are being embedded; searches use the old model."""
     REEMBEDDING_STATUS_DONE: _ReembeddingStatus.ValueType  # 3
     """Searches use the new model."""
     REEMBEDDING_STATUS_FAILED: _ReembeddingStatus.ValueType  # 4
@@ -109,7 +109,7 @@ REEMBEDDING_STATUS_UNSPECIFIED: ReembeddingStatus.ValueType  # 0
 REEMBEDDING_STATUS_NONE: ReembeddingStatus.ValueType  # 1
 """None was ever asked for."""
 REEMBEDDING_STATUS_MOVING: ReembeddingStatus.ValueType  # 2
-"""Chunks are being embedded; searches use the old model."""
+"""Rows are being embedded; searches use the old model."""
 REEMBEDDING_STATUS_DONE: ReembeddingStatus.ValueType  # 3
 """Searches use the new model."""
 REEMBEDDING_STATUS_FAILED: ReembeddingStatus.ValueType  # 4
@@ -768,9 +768,9 @@ class Reembedding(_message.Message):
     FAILED_USER_ID_FIELD_NUMBER: _builtins.int
     USERS_TOTAL_FIELD_NUMBER: _builtins.int
     USERS_DONE_FIELD_NUMBER: _builtins.int
-    CHUNKS_TOTAL_FIELD_NUMBER: _builtins.int
-    CHUNKS_DONE_FIELD_NUMBER: _builtins.int
-    CHUNKS_OWN_FIELD_NUMBER: _builtins.int
+    ROWS_TOTAL_FIELD_NUMBER: _builtins.int
+    ROWS_DONE_FIELD_NUMBER: _builtins.int
+    ROWS_OWN_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     embedding_model: _builtins.str
     """The model that was asked for last, and that all of this is about."""
@@ -783,14 +783,18 @@ class Reembedding(_message.Message):
     failed_user_id: _builtins.str
     """One user for whom it failed. Empty unless it did."""
     users_total: _builtins.int
-    """How many users are to be moved. A user without documents counts where he was named."""
+    """How many users are to be moved. One of whom nothing is searched counts where he was
+    named.
+    """
     users_done: _builtins.int
-    """How many of them are."""
-    chunks_total: _builtins.int
-    """How many chunks are to have a vector of the model, as far as they are counted."""
-    chunks_done: _builtins.int
+    """How many of them are, with all that was asked for."""
+    rows_total: _builtins.int
+    """How many chunks, memories and messages are to have a vector of the model, as far as
+    they are counted. A message that has no vector yet does not count.
+    """
+    rows_done: _builtins.int
     """How many of them have one."""
-    chunks_own: _builtins.int
+    rows_own: _builtins.int
     """How many chunks of AddChunks stay with another model, and are found by their words
     or by a vector of it.
     """
@@ -807,14 +811,14 @@ class Reembedding(_message.Message):
         failed_user_id: _builtins.str = ...,
         users_total: _builtins.int = ...,
         users_done: _builtins.int = ...,
-        chunks_total: _builtins.int = ...,
-        chunks_done: _builtins.int = ...,
-        chunks_own: _builtins.int = ...,
+        rows_total: _builtins.int = ...,
+        rows_done: _builtins.int = ...,
+        rows_own: _builtins.int = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks_done", b"chunks_done", "chunks_own", b"chunks_own", "chunks_total", b"chunks_total", "embedding_model", b"embedding_model", "error", b"error", "failed_user_id", b"failed_user_id", "status", b"status", "updated_at", b"updated_at", "users_done", b"users_done", "users_total", b"users_total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_model", b"embedding_model", "error", b"error", "failed_user_id", b"failed_user_id", "rows_done", b"rows_done", "rows_own", b"rows_own", "rows_total", b"rows_total", "status", b"status", "updated_at", b"updated_at", "users_done", b"users_done", "users_total", b"users_total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1254,22 +1258,26 @@ class ReembedSpaceRequest(_message.Message):
 
     USER_ID_FIELD_NUMBER: _builtins.int
     EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user. Empty = all of the tenant that have documents."""
+    """The user. Empty = all of the tenant of whom anything is searched."""
     embedding_model: _builtins.str
     """The id of a model that the hub has (HUB_EMBEDDING and HUB_EMBEDDING_MODELS), such
     as `minilm-l6-v2-int8`, `wordllama-l2-256` or `openai:<model>`; with another one
     INVALID_FIELD names them. Required.
     """
+    kind: Global___IndexKind.ValueType
+    """Which of his rows. Unspecified = all: chunks, memories and messages."""
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
         embedding_model: _builtins.str = ...,
+        kind: Global___IndexKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_model", b"embedding_model", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_model", b"embedding_model", "kind", b"kind", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1306,16 +1314,20 @@ class GetReembeddingRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     USER_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user. Empty = the whole tenant."""
+    kind: Global___IndexKind.ValueType
+    """Which of his rows. Unspecified = all."""
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
+        kind: Global___IndexKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1352,16 +1364,20 @@ class CancelReembeddingRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     USER_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user. Empty = the whole tenant."""
+    kind: Global___IndexKind.ValueType
+    """Which of his rows. Unspecified = all."""
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
+        kind: Global___IndexKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -286,15 +286,14 @@ class KnowledgeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReembedSpace(self, request, context):
-        """Moves the documents of a user, or of all users of the tenant, to another embedding
-        model: every chunk is embedded anew in the background, and searches go on with the
-        old model until the last one is. Then they use the new one, all at once, and what is
-        ingested is embedded by it. A hub that is started again goes on. Asked for again
-        a move goes on, or stays done; another model takes the place of the first. One
-        that failed goes on where it stopped. What AddChunks brought stays as it is.
-
-        Memories and messages are not moved: they keep the model that the first of them was
-        embedded by, and where the hub has it no longer they are found by their words.
+        """Moves the documents, memories and messages of a user, or of all users of the
+        tenant, to another embedding model: every chunk, memory and message is embedded
+        anew in the background, and searches go on with the old model until the last one
+        of its kind is. Then they use the new one, all at once, and what is written is
+        embedded by it. A hub that is started again goes on. Asked for again a move goes
+        on, or stays done; another model takes the place of the first. One that failed goes
+        on where it stopped. What AddChunks brought stays as it is. Recall with `as_of`
+        finds what UpdateMemory replaced before the move by its words alone.
 
         Errors include: NOT_FOUND (the user).
         """
@@ -312,8 +311,8 @@ class KnowledgeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelReembedding(self, request, context):
-        """Ends what ReembedSpace began, where it is not done: those users keep the model
-        they have.
+        """Ends what ReembedSpace began, where it is not done: what did not arrive keeps the
+        model it has.
 
         Errors include: NOT_FOUND (the user).
         """

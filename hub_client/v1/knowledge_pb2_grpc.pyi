@@ -127,15 +127,14 @@ class KnowledgeServiceStub:
     Errors include: NOT_FOUND (the session), PAGE_TOKEN_INVALID.
     """
     ReembedSpace: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.ReembedSpaceRequest, _knowledge_pb2.ReembedSpaceResponse]
-    """Moves the documents of a user, or of all users of the tenant, to another embedding
-    model: every chunk is embedded anew in the background, and searches go on with the
-    old model until the last one is. Then they use the new one, all at once, and what is
-    ingested is embedded by it. A hub that is started again goes on. Asked for again
-    a move goes on, or stays done; another model takes the place of the first. One
-    that failed goes on where it stopped. What AddChunks brought stays as it is.
-
-    Memories and messages are not moved: they keep the model that the first of them was
-    embedded by, and where the hub has it no longer they are found by their words.
+    """Moves the documents, memories and messages of a user, or of all users of the
+    tenant, to another embedding model: every chunk, memory and message is embedded
+    anew in the background, and searches go on with the old model until the last one
+    of its kind is. Then they use the new one, all at once, and what is written is
+    embedded by it. A hub that is started again goes on. Asked for again a move goes
+    on, or stays done; another model takes the place of the first. One that failed goes
+    on where it stopped. What AddChunks brought stays as it is. Recall with `as_of`
+    finds what UpdateMemory replaced before the move by its words alone.
 
     Errors include: NOT_FOUND (the user).
     """
@@ -145,8 +144,8 @@ class KnowledgeServiceStub:
     Errors include: NOT_FOUND (the user).
     """
     CancelReembedding: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.CancelReembeddingRequest, _knowledge_pb2.CancelReembeddingResponse]
-    """Ends what ReembedSpace began, where it is not done: those users keep the model
-    they have.
+    """Ends what ReembedSpace began, where it is not done: what did not arrive keeps the
+    model it has.
 
     Errors include: NOT_FOUND (the user).
     """
@@ -291,15 +290,14 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     Errors include: NOT_FOUND (the session), PAGE_TOKEN_INVALID.
     """
     ReembedSpace: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.ReembedSpaceRequest, _knowledge_pb2.ReembedSpaceResponse]  # type: ignore[assignment]
-    """Moves the documents of a user, or of all users of the tenant, to another embedding
-    model: every chunk is embedded anew in the background, and searches go on with the
-    old model until the last one is. Then they use the new one, all at once, and what is
-    ingested is embedded by it. A hub that is started again goes on. Asked for again
-    a move goes on, or stays done; another model takes the place of the first. One
-    that failed goes on where it stopped. What AddChunks brought stays as it is.
-
-    Memories and messages are not moved: they keep the model that the first of them was
-    embedded by, and where the hub has it no longer they are found by their words.
+    """Moves the documents, memories and messages of a user, or of all users of the
+    tenant, to another embedding model: every chunk, memory and message is embedded
+    anew in the background, and searches go on with the old model until the last one
+    of its kind is. Then they use the new one, all at once, and what is written is
+    embedded by it. A hub that is started again goes on. Asked for again a move goes
+    on, or stays done; another model takes the place of the first. One that failed goes
+    on where it stopped. What AddChunks brought stays as it is. Recall with `as_of`
+    finds what UpdateMemory replaced before the move by its words alone.
 
     Errors include: NOT_FOUND (the user).
     """
@@ -309,8 +307,8 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     Errors include: NOT_FOUND (the user).
     """
     CancelReembedding: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.CancelReembeddingRequest, _knowledge_pb2.CancelReembeddingResponse]  # type: ignore[assignment]
-    """Ends what ReembedSpace began, where it is not done: those users keep the model
-    they have.
+    """Ends what ReembedSpace began, where it is not done: what did not arrive keeps the
+    model it has.
 
     Errors include: NOT_FOUND (the user).
     """
@@ -530,15 +528,14 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _knowledge_pb2.ReembedSpaceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_knowledge_pb2.ReembedSpaceResponse, _abc.Awaitable[_knowledge_pb2.ReembedSpaceResponse]]:
-        """Moves the documents of a user, or of all users of the tenant, to another embedding
-        model: every chunk is embedded anew in the background, and searches go on with the
-        old model until the last one is. Then they use the new one, all at once, and what is
-        ingested is embedded by it. A hub that is started again goes on. Asked for again
-        a move goes on, or stays done; another model takes the place of the first. One
-        that failed goes on where it stopped. What AddChunks brought stays as it is.
-
-        Memories and messages are not moved: they keep the model that the first of them was
-        embedded by, and where the hub has it no longer they are found by their words.
+        """Moves the documents, memories and messages of a user, or of all users of the
+        tenant, to another embedding model: every chunk, memory and message is embedded
+        anew in the background, and searches go on with the old model until the last one
+        of its kind is. Then they use the new one, all at once, and what is written is
+        embedded by it. A hub that is started again goes on. Asked for again a move goes
+        on, or stays done; another model takes the place of the first. One that failed goes
+        on where it stopped. What AddChunks brought stays as it is. Recall with `as_of`
+        finds what UpdateMemory replaced before the move by its words alone.
 
         Errors include: NOT_FOUND (the user).
         """
@@ -560,8 +557,8 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _knowledge_pb2.CancelReembeddingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_knowledge_pb2.CancelReembeddingResponse, _abc.Awaitable[_knowledge_pb2.CancelReembeddingResponse]]:
-        """Ends what ReembedSpace began, where it is not done: those users keep the model
-        they have.
+        """Ends what ReembedSpace began, where it is not done: what did not arrive keeps the
+        model it has.
 
         Errors include: NOT_FOUND (the user).
         """

@@ -1,9 +1,14 @@
 """Tables of chat: in which conversation, what was said."""
 
+from typing import Final
+
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from hub_server.database import identifier, tenant_table, timestamp
+
+# As much of a message as is embedded: more than models read (MiniLM 256 tokens).
+EMBEDDED_CHARACTERS: Final = 4000
 
 chat_sessions = tenant_table(
     "chat_sessions",
@@ -61,6 +66,9 @@ chat_messages = tenant_table(
     sa.Column("space_seq", sa.BigInteger),
     sa.Column("embedding", sa.LargeBinary),  # float32, little-endian; NULL = not embedded (yet)
     sa.Column("embedding_model", sa.Text),
+    # The vector of the model that the space moves to, or moved to a moment ago.
+    sa.Column("next_embedding", sa.LargeBinary),
+    sa.Column("next_model", sa.Text),
     sa.PrimaryKeyConstraint("tenant_id", "session_id", "seq"),
     sa.UniqueConstraint("tenant_id", "message_id"),
     sa.ForeignKeyConstraint(
@@ -82,6 +90,13 @@ chat_messages = tenant_table(
         postgresql_where=sa.text(
             "space_seq IS NOT NULL AND embedding IS NULL AND content IS NOT NULL"
         ),
+    ),
+    sa.Index(
+        "chat_messages_moving",
+        "tenant_id",
+        "user_id",
+        "message_id",
+        postgresql_where=sa.text("next_model IS NOT NULL"),
     ),
 )
 

@@ -128,7 +128,7 @@ FOR NO KEY UPDATE OF s
     lineage=LINEAGE,
 )
 # Takes a seq of the user's space, so that views drop the message; the message is locked first, as
-# the job that embeds does. Its vector tells of its content, and goes with it.
+# the job that embeds does. Its vectors tell of its content, and go with it.
 _REDACT: Final = HotStatement(
     """
 WITH held AS (
@@ -146,6 +146,7 @@ moved AS (
 redacted AS (
     UPDATE chat_messages m
     SET content = NULL, metadata = NULL, embedding = NULL, embedding_model = NULL,
+        next_embedding = NULL, next_model = NULL,
         space_seq = (SELECT last_seq FROM moved), redacted_at = clock_timestamp(),
         updated_at = clock_timestamp()
     FROM held

@@ -19,7 +19,7 @@ from hub_server.retrieval.neighbours import lift
 from hub_server.retrieval.view import Candidate, Change
 from hub_server.retrieval.views import Space
 from hub_server.rows import Row, active_user
-from hub_server.search import DEFAULT_TOP_K, WIDEN, Query, Search, Source
+from hub_server.search import DEFAULT_TOP_K, WIDEN, Pull, Query, Search, Source
 
 # Messages read beyond top_k, for those that are redacted between the two reads.
 _SPARE: Final = 10
@@ -82,13 +82,18 @@ class MessageSearch:
         # Words alone have a view of their own, of no model: it holds no vectors.
         is_hybrid = state["message_search"] == "hybrid"
         model = self._search.models.in_use(state["embedding_model"]) if is_hybrid else ""
+        space = Space(caller.tenant_id, user_id, SEARCHED, model)
+        return Source(space, state, self.pull(caller, user_id, model))
+
+    def pull(self, caller: Caller, user_id: str, model: str) -> Pull:
+        """Return what a view of a user's messages by a model follows."""
 
         async def pull(after: int) -> Sequence[Change]:
             async with self._database.statement(caller) as connection:
                 repository = SearchRepository(connection, caller.tenant_id, user_id)
                 return await repository.changes(model, after)
 
-        return Source(Space(caller.tenant_id, user_id, SEARCHED, model), state, pull)
+        return pull
 
     async def _state(self, caller: Caller, user_id: str, session_id: str) -> Row:
         async with self._database.statement(caller) as connection:

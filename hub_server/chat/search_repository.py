@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from hub_server.chat.models import EMBEDDED_CHARACTERS
 from hub_server.chat.repository import LINEAGE
 from hub_server.chat.spans import LAST, Span
 from hub_server.database import HotStatement
@@ -19,8 +20,6 @@ from hub_server.rows import Row
 
 _MOST_CHANGES: Final = 1000
 _MOST_BYTES: Final = 4 << 20  # of the texts of one pull
-# As much of a message as is embedded: more than models read (MiniLM 256 tokens).
-_MOST_CHARACTERS: Final = 4000
 
 _STATE: Final = HotStatement("""
 SELECT u.is_active AS user_is_active, c.enable_chat_history, c.preferred_language,
@@ -43,10 +42,12 @@ WHERE u.tenant_id = :tenant_id ::uuid AND u.user_id = :user_id ::uuid AND u.dele
 """)
 _CHANGES: Final = HotStatement("""
 SELECT sized.message_id::text, sized.space_seq, sized.content,
-       CASE WHEN sized.embedding_model = :model ::text THEN sized.embedding END AS embedding
+       CASE :model ::text WHEN sized.embedding_model THEN sized.embedding
+                          WHEN sized.next_model THEN sized.next_embedding END AS embedding
 FROM (SELECT found.*, sum(coalesce(octet_length(found.content), 0)) OVER (ORDER BY found.space_seq)
                       - coalesce(octet_length(found.content), 0) AS before
-      FROM (SELECT m.message_id, m.space_seq, m.content, m.embedding, m.embedding_model
+      FROM (SELECT m.message_id, m.space_seq, m.content, m.embedding, m.embedding_model,
+                   m.next_embedding, m.next_model
             FROM chat_messages m
             WHERE m.tenant_id = :tenant_id ::uuid AND m.user_id = :user_id ::uuid
               AND m.space_seq > :after ::bigint
@@ -241,7 +242,7 @@ class SearchRepository:
 
         ``space_model`` is what their space names, None = nothing yet.
         """
-        return await self._rows(_TO_EMBED, most=most, most_characters=_MOST_CHARACTERS)
+        return await self._rows(_TO_EMBED, most=most, most_characters=EMBEDDED_CHARACTERS)
 
     async def embed(self, vectors: Mapping[str, bytes], model: str, space_model: str | None) -> int:
         """Keep the vectors of messages, by id; return how many were still to be embedded.

@@ -1,14 +1,14 @@
 """Reembedding: spaces move to another model while they are searched.
 
-What is to be done stands in Postgres: a move with its target, and chunks that lack its vector. A
-hub claims a move for the time of a lease, which every step extends; when it dies another goes on
-with what is lacking. Searches use the model that the space names. It names the target once no chunk
-lacks its vector, which is seen under the lock that every publishing of chunks waits for.
+What is to be done stands in Postgres: a move with its target, and rows that lack its vector. A hub
+claims a move for the time of a lease, which every step extends; when it dies another goes on with
+what is lacking. Searches use the model that the space names. It names the target once no row lacks
+its vector, which is seen under the lock that everybody waits for who writes to the space.
 """
 
 import asyncio
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -20,14 +20,12 @@ from hub_server.database import Database
 from hub_server.embedding import Embedder, EmbeddingError, TextRefusedError
 from hub_server.errors import HubError
 from hub_server.knowledge.chunking import embedded
-from hub_server.knowledge.reembed_repository import START, ReembedRepository, claim_reembedding
-from hub_server.knowledge.repository import KnowledgeRepository
-from hub_server.knowledge.service import KIND
-from hub_server.retrieval.view import Change
+from hub_server.knowledge.reembed_repository import ReembedRepository, claim_reembedding
+from hub_server.knowledge.service import KIND as KNOWLEDGE
 from hub_server.retrieval.views import Space
 from hub_server.rows import Row
 from hub_server.rpc import causes
-from hub_server.search import Query, Search
+from hub_server.search import Pull, Query, Search
 from hub_server.workers import Workers
 
 # Longer than a call may take: a search that began with the old model still finds its vectors.
@@ -47,11 +45,20 @@ class Reembedding:
     """The moves of spaces by one process, one at a time."""
 
     def __init__(
-        self, database: Database, search: Search, lease: dt.timedelta, rest: dt.timedelta = REST
+        self,
+        database: Database,
+        search: Search,
+        pulls: Mapping[str, Callable[[Caller, str, str], Pull]],
+        lease: dt.timedelta,
+        rest: dt.timedelta = REST,
     ) -> None:
-        """Move spaces to models of ``search``; so long after a move the old vectors stay."""
+        """Move spaces to models of ``search``; so long after a move the old vectors stay.
+
+        ``pulls`` tell, by kind of space, what a view of a user's rows by a model follows.
+        """
         self._database = database
         self._search = search
+        self._pulls = pulls
         self._lease = lease
         self._rest = rest
         # A thread that yields to those that embed queries.
@@ -119,28 +126,28 @@ class Reembedding:
     async def _fill(self, move: "_Move", target: str) -> None:
         """Embed what lacks a vector of the target; when nothing does, the space is there."""
         embedder = await self._search.models.get(target)
-        place = START
+        last: Row | None = None
         for _ in range(_STEPS):
-            rows = await move.lacking(target, place, _BATCH)
+            rows = await move.lacking(target, last, _BATCH)
             if rows:
-                place = (rows[-1]["embedding_model"], rows[-1]["chunk_id"])
+                last = rows[-1]
                 vectors = await self._embed(move, embedder, rows)
-                if not await move.fill(target, {row["document_id"] for row in rows}, vectors):
+                if not await move.fill(target, rows, vectors):
                     return
             elif await self._switch(move, embedder):
                 return
             else:
-                place = START  # something was published meanwhile
+                last = None  # something was written meanwhile
         await move.renew(lease=None)
 
     async def _embed(
         self, move: "_Move", embedder: Embedder, rows: Sequence[Row]
-    ) -> Mapping[str, bytes]:
-        """Return the vectors of chunks, by id. A server that is away is asked a few times."""
+    ) -> Sequence[bytes]:
+        """Return the vectors of rows. A server that is away is asked a few times."""
         tries = 1
         while True:
             try:
-                return await self._threads.run(lambda: _vectors(embedder, rows))
+                return await self._threads.run(lambda: _vectors(move.kind, embedder, rows))
             except EmbeddingError as error:
                 if tries == _TRIES or isinstance(error, TextRefusedError):
                     raise
@@ -153,8 +160,9 @@ class Reembedding:
     async def _switch(self, move: "_Move", embedder: Embedder) -> bool:
         """Let searches use the target, the view of which is made before; False = a row lacks it."""
         target = embedder.model
-        await self._warm(move, embedder)
         totals = await move.totals(target)
+        if totals["rows_total"]:
+            await self._warm(move, embedder)
         if await move.switch(target, self._rest, totals):
             log.info("reembedded", **move.facts, model=target, rows=totals["rows_total"])
             return True
@@ -164,16 +172,11 @@ class Reembedding:
         """Bring the target's view in this process up to date: no search shall wait for that."""
         caller, target = Caller.hub(move.tenant_id), embedder.model
         query = Query("", await self._threads.run(lambda: embedder.embed([""])[0]))
-
-        async def pull(after: int) -> Sequence[Change]:
-            async with self._database.statement(caller) as connection:
-                repository = KnowledgeRepository(connection, move.tenant_id)
-                return await repository.changes(move.user_id, target, after)
-
+        pull = self._pulls[move.kind](caller, move.user_id, target)
         async with self._database.statement(caller) as connection:
-            state = await spaces.state(connection, move.tenant_id, move.user_id, KIND)
+            state = await spaces.state(connection, move.tenant_id, move.user_id, move.kind)
         if state is not None:  # None = the user was deleted
-            space = Space(move.tenant_id, move.user_id, KIND, target)
+            space = Space(move.tenant_id, move.user_id, move.kind, target)
             await self._search.candidates(space, state, query, 1, pull)
 
 
@@ -186,19 +189,15 @@ def _check(*, nothing_lacks: bool) -> None:
         raise _RowLacksError
 
 
-def _vectors(embedder: Embedder, rows: Sequence[Row]) -> Mapping[str, bytes]:
-    """Return the vectors of chunks, by id."""
-    sizes = embedder.count_tokens([row["content"] for row in rows])
-    vectors = embedder.embed(
-        [
+def _vectors(kind: str, embedder: Embedder, rows: Sequence[Row]) -> Sequence[bytes]:
+    texts = [row["content"] for row in rows]
+    if kind == KNOWLEDGE:
+        sizes = embedder.count_tokens(texts)
+        texts = [
             embedded(embedder, row["document_title"], row["heading_path"], row["content"], size)
             for row, size in zip(rows, sizes, strict=True)
         ]
-    )
-    return {
-        row["chunk_id"]: vector.astype("<f4").tobytes()
-        for row, vector in zip(rows, vectors, strict=True)
-    }
+    return [vector.astype("<f4").tobytes() for vector in embedder.embed(texts)]
 
 
 class _Move:
@@ -210,11 +209,12 @@ class _Move:
         self._attempt: int = claim["attempt"]
         self.tenant_id: str = claim["tenant_id"]
         self.user_id: str = claim["user_id"]
+        self.kind: str = claim["kind"]
 
     @property
     def facts(self) -> dict[str, Any]:
         """What a log line tells of it."""
-        return {"user_id": self.user_id, "attempt": self._attempt}
+        return {"user_id": self.user_id, "kind": self.kind, "attempt": self._attempt}
 
     async def claimed(self) -> Row | None:
         """Return the move, or None when it is this attempt's no longer."""
@@ -232,13 +232,13 @@ class _Move:
         async with self._database.statement(self._hub()) as connection:
             return await self._repository(connection).totals(model)
 
-    async def lacking(self, model: str, after: tuple[str, str], most: int) -> Sequence[Row]:
-        """Return some chunks without a vector of the model, behind a place."""
+    async def lacking(self, model: str, after: Row | None, most: int) -> Sequence[Row]:
+        """Return some rows without a vector of the model, after one."""
         async with self._database.statement(self._hub()) as connection:
             return await self._repository(connection).lacking(model, after, most)
 
     async def tidy(self, model: str | None, *, kept: str | None) -> int:
-        """Leave some chunks one vector, that of the model; return how many had two.
+        """Leave some rows one vector, that of the model; return how many had two.
 
         0 where the claim was lost: whoever has it may have filled the second.
         """
@@ -253,13 +253,13 @@ class _Move:
         async with self._database.statement(self._hub()) as connection:
             await self._repository(connection).let_go()
 
-    async def fill(self, model: str, document_ids: set[str], vectors: Mapping[str, bytes]) -> bool:
-        """Keep vectors of chunks; False = the claim was lost."""
+    async def fill(self, model: str, rows: Sequence[Row], vectors: Sequence[bytes]) -> bool:
+        """Keep vectors of rows; False = the claim was lost."""
         async with self._database.transaction(self._hub()) as connection:
             repository = self._repository(connection)
             if not await repository.renew(self._attempt, self._lease, more=len(vectors)):
                 return False
-            await repository.fill(model, document_ids, vectors)
+            await repository.fill(model, rows, vectors)
             return True
 
     async def switch(self, model: str, rest: dt.timedelta, totals: Row) -> bool:
@@ -280,7 +280,7 @@ class _Move:
         return Caller.hub(self.tenant_id)
 
     def _repository(self, connection: Any) -> ReembedRepository:
-        return ReembedRepository(connection, self.tenant_id, self.user_id)
+        return ReembedRepository(connection, self.tenant_id, self.user_id, self.kind)
 
 
 def _reason(error: Exception) -> str:

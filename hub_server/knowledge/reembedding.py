@@ -16,7 +16,7 @@ _EVERYBODY: Final = ""
 
 
 class Reembeddings:
-    """Moves of the spaces of a user, or of a whole tenant (``user_id`` empty)."""
+    """Moves of the spaces of a user, or of a whole tenant (``user_id`` empty), of a kind or all."""
 
     def __init__(self, database: Database, models: Models, wake: Callable[[], None]) -> None:
         """``wake`` tells the job of this process that a space is to be moved."""
@@ -24,13 +24,13 @@ class Reembeddings:
         self._models = models
         self._wake = wake
 
-    async def ask(self, caller: Caller, user_id: str, model: str) -> Row:
+    async def ask(self, caller: Caller, user_id: str, kind: str | None, model: str) -> Row:
         """Have spaces moved to a model; return how far they are.
 
         Raises INVALID_FIELD for a model that the hub does not have, and NOT_FOUND.
         """
         async with self._database.transaction(caller) as connection:
-            repository = await self._repository(connection, caller, user_id)
+            repository = await self._repository(connection, caller, user_id, kind)
             if model not in self._models.names:
                 fault = f"must be one of: {', '.join(self._models.names)}"
                 raise HubError.invalid("embedding_model", fault)
@@ -39,25 +39,25 @@ class Reembeddings:
         self._wake()
         return progress
 
-    async def progress(self, caller: Caller, user_id: str) -> Row:
+    async def progress(self, caller: Caller, user_id: str, kind: str | None) -> Row:
         """Return how far the spaces are. Raises NOT_FOUND."""
         async with self._database.transaction(caller) as connection:
-            return await (await self._repository(connection, caller, user_id)).progress()
+            return await (await self._repository(connection, caller, user_id, kind)).progress()
 
-    async def cancel(self, caller: Caller, user_id: str) -> Row:
+    async def cancel(self, caller: Caller, user_id: str, kind: str | None) -> Row:
         """Leave the spaces that are not there yet where they are. Raises NOT_FOUND."""
         async with self._database.transaction(caller) as connection:
-            repository = await self._repository(connection, caller, user_id)
+            repository = await self._repository(connection, caller, user_id, kind)
             await repository.cancel()
             progress = await repository.progress()
         self._wake()
         return progress
 
     async def _repository(
-        self, connection: Connection, caller: Caller, user_id: str
+        self, connection: Connection, caller: Caller, user_id: str, kind: str | None
     ) -> ReembedRepository:
         if user_id == _EVERYBODY:
-            return ReembedRepository(connection, caller.tenant_id, None)
+            return ReembedRepository(connection, caller.tenant_id, None, kind)
         if await spaces.state(connection, caller.tenant_id, user_id, KIND) is None:
             raise HubError(Reason.REASON_NOT_FOUND, resource="user")
-        return ReembedRepository(connection, caller.tenant_id, user_id)
+        return ReembedRepository(connection, caller.tenant_id, user_id, kind)

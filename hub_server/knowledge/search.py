@@ -133,15 +133,17 @@ class KnowledgeSearch:
             return source
         dimension = await self._dimension(caller, user_id, model, "embedding_model")
         space = replace(source.space, embedding_model=model)
-        return Source(space, state, self._pull(caller, user_id, model), dimension)
+        return Source(space, state, self.pull(caller, user_id, model), dimension)
 
     def source_of(self, caller: Caller, user_id: str, state: Row) -> Source:
         """Return what a view of a user's chunks is made of, given its state."""
         model = self._search.models.in_use(state["embedding_model"])
         space = Space(caller.tenant_id, user_id, KIND, model)
-        return Source(space, state, self._pull(caller, user_id, model))
+        return Source(space, state, self.pull(caller, user_id, model))
 
-    def _pull(self, caller: Caller, user_id: str, model: str) -> Pull:
+    def pull(self, caller: Caller, user_id: str, model: str) -> Pull:
+        """Return what a view of a user's chunks by a model follows."""
+
         async def pull(after: int) -> Sequence[Change]:
             async with self._database.statement(caller) as connection:
                 repository = KnowledgeRepository(connection, caller.tenant_id)
@@ -248,7 +250,7 @@ class KnowledgeSearch:
             return rows
 
         space = Space(caller.tenant_id, user_id, KIND, model)
-        pull = self._pull(caller, user_id, model)
+        pull = self.pull(caller, user_id, model)
         words = "" if asked.mode == "semantic" else asked.query
         query = Query(words, vector, asked.min_score)
         top_k = asked.top_k or DEFAULT_TOP_K

@@ -184,21 +184,23 @@ class KnowledgeServicer:
         self, request: pb.ReembedSpaceRequest, caller: Caller
     ) -> pb.ReembedSpaceResponse:
         """Move documents to another model."""
-        row = await self._reembeddings.ask(caller, request.user_id, request.embedding_model)
+        row = await self._reembeddings.ask(
+            caller, request.user_id, _kind(request), request.embedding_model
+        )
         return pb.ReembedSpaceResponse(reembedding=_reembedding_to_pb(row))
 
     async def GetReembedding(
         self, request: pb.GetReembeddingRequest, caller: Caller
     ) -> pb.GetReembeddingResponse:
         """Return how far a move is."""
-        row = await self._reembeddings.progress(caller, request.user_id)
+        row = await self._reembeddings.progress(caller, request.user_id, _kind(request))
         return pb.GetReembeddingResponse(reembedding=_reembedding_to_pb(row))
 
     async def CancelReembedding(
         self, request: pb.CancelReembeddingRequest, caller: Caller
     ) -> pb.CancelReembeddingResponse:
         """End a move."""
-        row = await self._reembeddings.cancel(caller, request.user_id)
+        row = await self._reembeddings.cancel(caller, request.user_id, _kind(request))
         return pb.CancelReembeddingResponse(reembedding=_reembedding_to_pb(row))
 
     async def Search(self, request: pb.SearchRequest, caller: Caller) -> pb.SearchResponse:
@@ -409,17 +411,23 @@ def _document_to_pb(document: Row) -> pb.Document:
     )
 
 
+def _kind(
+    request: pb.ReembedSpaceRequest | pb.GetReembeddingRequest | pb.CancelReembeddingRequest,
+) -> str | None:
+    return enum_to_text(pb.IndexKind, request.kind) if request.kind else None
+
+
 def _reembedding_to_pb(row: Row) -> pb.Reembedding:
     return pb.Reembedding(
         embedding_model=row["target_model"] or "",
         status=_reembedding_status(row),
         error=row["error"] or "",
         failed_user_id=row["failed_user_id"] or "",
-        users_total=row["spaces_total"],
-        users_done=row["spaces_done"],
-        chunks_total=row["rows_total"],
-        chunks_done=row["rows_done"],
-        chunks_own=row["rows_own"],
+        users_total=row["users_total"],
+        users_done=row["users_done"],
+        rows_total=row["rows_total"],
+        rows_done=row["rows_done"],
+        rows_own=row["rows_own"],
         updated_at=timestamp_to_pb(row["updated_at"]),
     )
 

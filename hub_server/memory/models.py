@@ -40,6 +40,9 @@ memory_store = tenant_table(
     sa.Column("content_hash", sa.LargeBinary, nullable=False),  # see sameness.content_hash
     sa.Column("embedding", sa.LargeBinary, nullable=False),  # float32, little-endian
     sa.Column("embedding_model", sa.Text, nullable=False),
+    # The vector of the model that the space moves to, or moved to a moment ago.
+    sa.Column("next_embedding", sa.LargeBinary),
+    sa.Column("next_model", sa.Text),
     timestamp("last_recalled_at"),
     timestamp("deleted_at"),
     sa.PrimaryKeyConstraint("tenant_id", "memory_id"),
@@ -57,6 +60,13 @@ memory_store = tenant_table(
         "memory_key",
         unique=True,
         postgresql_where=sa.text("status = 'active' AND memory_key <> '' AND deleted_at IS NULL"),
+    ),
+    sa.Index(
+        "memory_store_moving",
+        "tenant_id",
+        "user_id",
+        "memory_id",
+        postgresql_where=sa.text("next_model IS NOT NULL"),
     ),
     sa.Index("memory_store_expiry", "expires_at", postgresql_where=sa.text("deleted_at IS NULL")),
 )

@@ -50,6 +50,11 @@ _REVISION: Final = (
     memory_store.c.created_at,
     memory_revisions.c.recorded_at.label("updated_at"),
 )
+# Those of two models while its space moves, and for a while after.
+VECTORS: Final = tuple(
+    memory_store.c[name]
+    for name in ("embedding", "embedding_model", "next_embedding", "next_model")
+)
 _MOST_CHANGES: Final = 1000
 
 
@@ -201,8 +206,7 @@ class MemoryRepository:
                 memory_store.c.memory_id,
                 memory_store.c.space_seq,
                 memory_store.c.memory_content,
-                memory_store.c.embedding,
-                memory_store.c.embedding_model,
+                *VECTORS,
                 is_shown.label("is_shown"),
             )
             .where(
@@ -221,8 +225,7 @@ class MemoryRepository:
         kept = (
             *MEMORY,
             memory_store.c.content_hash,
-            memory_store.c.embedding,
-            memory_store.c.embedding_model,
+            *VECTORS,
             memory_store.c.last_recalled_at,
         )
         own = (
@@ -244,13 +247,21 @@ class MemoryRepository:
         return (await self._connection.execute(query)).mappings().all()
 
     def _states(self, user_id: str, as_of: dt.datetime) -> sa.Subquery:
-        """Return a user's memories as they were at a time, whatever their status."""
+        """Return a user's memories as they were at a time, whatever their status.
+
+        Those that say the same now have the vectors of now: only these move to other models.
+        """
+        is_said = memory_revisions.c.memory_content == memory_store.c.memory_content
+        own = (memory_revisions.c.embedding, memory_revisions.c.embedding_model)
+        then = (*map(self._vector, own), sa.null(), sa.null())
         latest = (
             sa.select(
                 *_REVISION,
                 memory_revisions.c.space_seq,
-                self._vector(memory_revisions.c.embedding).label("embedding"),
-                self._vector(memory_revisions.c.embedding_model).label("embedding_model"),
+                *(
+                    sa.case((is_said, now), else_=was).label(now.name)
+                    for now, was in zip(VECTORS, then, strict=True)
+                ),
             )
             .join(memory_store, _same_memory())
             .where(
@@ -325,8 +336,16 @@ def _conditions(
     return [*found, *is_recalled(table, now)]
 
 
+def by_model(row: Row, model: str) -> Row:
+    """Return a memory as if its second vector, if that is of the model, were the only one."""
+    if row["next_model"] != model:
+        return row
+    return {**row, "embedding": row["next_embedding"], "embedding_model": model}
+
+
 def indexed(row: Row, model: str) -> IndexedRow:
     """Return a memory as its view takes it; a vector of another model is left out."""
+    row = by_model(row, model)
     vector = bytes(row["embedding"]) if row["embedding_model"] == model else b""
     return IndexedRow(row["memory_id"], row["memory_content"], vector)
 

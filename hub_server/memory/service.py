@@ -15,7 +15,7 @@ from hub_server.errors import HubError, Reason
 from hub_server.idempotency import Claims, Retry
 from hub_server.memory.remembering import Judge, Statement
 from hub_server.memory.report import MOST_MEMORIES, Finding, findings
-from hub_server.memory.repository import MemoryRepository, indexed
+from hub_server.memory.repository import MemoryRepository, by_model, indexed
 from hub_server.memory.sameness import content_hash
 from hub_server.memory.scoring import Scored, Weights, confidence_now, scored
 from hub_server.memory.turn import KIND, Remembered, Turn
@@ -208,7 +208,7 @@ class MemoryService:
         """Return what a view of a user's memories is made of, given its state."""
         model = self._search.models.in_use(state["embedding_model"])
         space = Space(caller.tenant_id, user_id, KIND, model)
-        return Source(space, state, self._pull(caller, user_id, model))
+        return Source(space, state, self.pull(caller, user_id, model))
 
     async def update_memory(
         self, caller: Caller, memory_id: str, values: Mapping[str, Any], etag: str
@@ -277,10 +277,11 @@ class MemoryService:
     async def report(self, caller: Caller, user_id: str) -> tuple[Sequence[Finding], int]:
         """Return what to clean, and of how many memories. Raises NOT_FOUND or USER_DISABLED."""
         now = self._clock()
-        await self._state(caller, user_id)
+        model = (await self.source(caller, user_id)).space.embedding_model
         async with self._database.statement(caller) as connection:
             repository = MemoryRepository(connection, caller.tenant_id)
-            rows = await repository.to_report(user_id, MOST_MEMORIES, now)
+            found = await repository.to_report(user_id, MOST_MEMORIES, now)
+        rows = [by_model(row, model) for row in found]
         look = partial(findings, rows, now, self._rules.half_life)
         return await asyncio.to_thread(look), len(rows)
 
@@ -443,7 +444,9 @@ class MemoryService:
             async with self._database.statement(caller) as connection:
                 await MemoryWrites(connection, caller.tenant_id, user_id, now).touch(ids)
 
-    def _pull(self, caller: Caller, user_id: str, model: str) -> Pull:
+    def pull(self, caller: Caller, user_id: str, model: str) -> Pull:
+        """Return what a view of a user's memories by a model follows."""
+
         async def pull(after: int) -> Sequence[Change]:
             async with self._database.statement(caller) as connection:
                 repository = MemoryRepository(connection, caller.tenant_id)

@@ -11,6 +11,7 @@ from hub_server.database import Connection
 from hub_server.errors import HubError, Reason
 from hub_server.ids import new_id
 from hub_server.memory.remembering import Decision, Judge, Statement
+from hub_server.memory.repository import by_model
 from hub_server.memory.write_repository import MemoryWrites
 from hub_server.rows import Row
 
@@ -91,7 +92,8 @@ class Turn:
             after=after,
             message_ids=[one.message_id for one in statements if one.message_id],
         )
-        return {row["memory_id"]: row for row in rows}
+        model = statements[0].embedding_model
+        return {row["memory_id"]: by_model(row, model) for row in rows}
 
     async def settle(self, judge: Judge, new: Statement, known: dict[str, Row]) -> Remembered:
         """Do what a judge decides; ``known`` then holds what came of it."""
@@ -105,6 +107,7 @@ class Turn:
         else:
             memory = await self._add(new, decision, known)
         before = known.get(memory["memory_id"], {"proofs": []})["proofs"]
+        memory = by_model(memory, new.embedding_model)
         known[memory["memory_id"]] = {**memory, "proofs": [*before, new.message_id]}
         took = [one["memory_id"] for one in decision.supersedes if one["status"] != "proposed"]
         return Remembered(memory, decision.outcome, took[0] if took else None)

@@ -15,15 +15,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from hub_server.chat.models import chat_messages, chat_sessions
 from hub_server.database import any_id
 from hub_server.memory.models import memory_revisions, memory_store
-from hub_server.memory.repository import MEMORY
+from hub_server.memory.repository import MEMORY, VECTORS
 from hub_server.rows import Row
 
 _KNOWN: Final = (
     *MEMORY,
     memory_store.c.content_hash,
-    memory_store.c.embedding,
-    memory_store.c.embedding_model,
+    *VECTORS,
 )
+_NO_SECOND: Final = {"next_embedding": None, "next_model": None}
 _STATE: Final = tuple(
     column.name
     for column in memory_revisions.c
@@ -126,11 +126,13 @@ class MemoryWrites:
         said: tuple[str | None, str | None] = (None, None),
     ) -> Row:
         """Change a memory and add a revision; ``said`` are session and message that caused it."""
+        with_vector = "embedding" in values
         changed = (
             sa.update(memory_store)
             .where(*self._is_own(), memory_store.c.memory_id == memory_id)
             .values(
                 **values,
+                **(_NO_SECOND if with_vector else {}),
                 space_seq=seq,
                 revision=memory_store.c.revision + 1,
                 updated_at=self._now,
@@ -138,7 +140,7 @@ class MemoryWrites:
             .returning(memory_store)
             .cte("changed")
         )
-        return await self._noted(changed, event, said, with_vector="embedding" in values)
+        return await self._noted(changed, event, said, with_vector=with_vector)
 
     async def delete(self, memory_id: str, seq: int) -> None:
         """Remove all that a memory ever said; views are told by what is left, a bare id."""
@@ -150,7 +152,9 @@ class MemoryWrites:
         emptied = (
             sa.update(memory_store)
             .where(*self._is_own(), memory_store.c.memory_id == memory_id)
-            .values(**nothing, deleted_at=self._now, space_seq=seq, updated_at=self._now)
+            .values(
+                **nothing, **_NO_SECOND, deleted_at=self._now, space_seq=seq, updated_at=self._now
+            )
         )
         await self._connection.execute(revisions)
         await self._connection.execute(emptied)

@@ -105,10 +105,6 @@ _CHANGE: Final = """
 """
 # A space begins at the number of the millisecond; see ImportRepository.seqs.
 _BEGIN: Final = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
-# Whether searches use a chunk's second vector, which has not taken the place of the first yet.
-_MOVED: Final = """t.next_model = (
-    SELECT s.embedding_model FROM spaces s WHERE s.tenant_id = :tenant_id ::uuid
-      AND s.user_id = :user_id ::uuid AND s.kind = 'knowledge')"""
 # A memory bears the time of the hub that made it, which may be ahead.
 _FIRST_REVISION: Final = """(
     SELECT r.created_at FROM memory_revisions r
@@ -119,6 +115,22 @@ _FILE_PARTS: Final = """(
 _COUNTER: Final = "of a counter of searches, which every hub begins for itself"
 _MOVING: Final = "a move to another model that is under way, which is to be asked for again"
 _PROCESSING: Final = "the work of a hub on it, which another one begins anew"
+
+# Neither are the two vectors of a row told while its space moves.
+_SECOND: Final = dict.fromkeys(("next_embedding", "next_model"), _MOVING)
+_SEARCHED: Final = """CASE WHEN t.next_model = (
+        SELECT s.embedding_model FROM spaces s WHERE s.tenant_id = :tenant_id ::uuid
+          AND s.user_id = :user_id ::uuid AND s.kind = '{kind}')
+    THEN t.{told} ELSE t.{name} END"""
+
+
+def _searched(kind: str) -> Mapping[str, str]:
+    """Tell the one that searches use, though it has not taken the place of the first yet."""
+    return {
+        name: _SEARCHED.format(kind=kind, name=name, told=told)
+        for name, told in (("embedding", "next_embedding"), ("embedding_model", "next_model"))
+    }
+
 
 # In the order of the records, and so that what a row follows from comes before it.
 KINDS: Final = (
@@ -149,7 +161,9 @@ KINDS: Final = (
         left_out={
             "is_active": "follows from the status",
             "deleted_at": "nothing is left of what was deleted, and it is not told",
+            **_SECOND,
         },
+        instead=_searched("memory"),
         only="t.deleted_at IS NULL",
         made_at=_FIRST_REVISION,
         children=Children(
@@ -187,6 +201,8 @@ KINDS: Final = (
         "message",
         chat_messages,
         ("session_id", "seq"),
+        left_out=_SECOND,
+        instead=_searched("messages"),
         computed={"is_searchable": ("boolean", "t.space_seq IS NOT NULL")},
         belongs={"session_id": "session"},
         names_user=False,  # only of those that can be searched
@@ -217,16 +233,13 @@ KINDS: Final = (
         "chunk",
         chunks,
         ("chunk_id",),
-        left_out={"next_embedding": _MOVING, "next_model": _MOVING},
-        instead={
-            name: f"CASE WHEN {_MOVED} THEN t.next_{told} ELSE t.{name} END"
-            for name, told in (("embedding", "embedding"), ("embedding_model", "model"))
-        },
+        left_out=_SECOND,
+        instead=_searched("knowledge"),
         belongs={"document_id": "document"},
     ),
     Kind("file_part", document_files, ("document_id", "part"), belongs={"document_id": "document"}),
     Kind(
-        "space",  # after the chunks: they are told as they are searched
+        "space",  # after its rows: they are told as they are searched
         spaces,
         ("kind",),
         left_out=dict.fromkeys(("last_seq", "created_at", "updated_at"), _COUNTER),

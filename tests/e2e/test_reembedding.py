@@ -83,14 +83,14 @@ def test_a_move_goes_on_after_kill_9(
             model.always = gate
             move = ReembedSpaceRequest(embedding_model="openai:new")
             client.knowledge.reembed_space(move)
-            assert until(client, lambda it: it.chunks_done > 0).chunks_done == 16
+            assert until(client, lambda it: it.rows_done > 0).rows_done == 16
         hub.kill()
         gate.open()
         model.always = good
         model.seen.clear()
         with HubClient(hub.start(), hub.key) as client:
             done = until(client, lambda it: it.status == ReembeddingStatus.REEMBEDDING_STATUS_DONE)
-            assert (done.chunks_done, done.chunks_total) == (total, total)
+            assert (done.rows_done, done.rows_total) == (total, total)
             assert found(client, user_id) == total
         again = [text for seen in model.seen for text in seen.texts if "Owls hunt" in text]
         assert len(again) == total - 16

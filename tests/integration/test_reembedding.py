@@ -10,26 +10,43 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from hub_client import errors
 from hub_client.v1 import (
     AddChunksRequest,
+    BatchAppendMessagesRequest,
+    BatchMessage,
+    BatchRememberRequest,
     CancelReembeddingRequest,
     DeleteDocumentRequest,
+    DeleteMemoryRequest,
     Document,
     ExportUserRequest,
     GetReembeddingRequest,
     ImportUserRequest,
+    IndexKind,
     IngestDocumentRequest,
     ListDocumentsRequest,
+    Memory,
+    MemoryType,
+    MessageSearch,
+    NewMemory,
     OwnChunk,
+    RecallRequest,
+    RedactMessageRequest,
     Reembedding,
     ReembeddingStatus,
     ReembedSpaceRequest,
+    Role,
     SearchHit,
+    SearchMessagesRequest,
     SearchMode,
     SearchRequest,
+    TenantSettings,
     UndeleteDocumentRequest,
+    UpdateMemoryRequest,
+    UpdateTenantSettingsRequest,
     User,
 )
 from hub_server.caller import Caller
@@ -48,17 +65,22 @@ _NEW: Final = "openai:new"
 _OTHER: Final = "openai:other"
 _MOVING = ReembeddingStatus.REEMBEDDING_STATUS_MOVING
 _DONE = ReembeddingStatus.REEMBEDDING_STATUS_DONE
+_NONE = ReembeddingStatus.REEMBEDDING_STATUS_NONE
+_ALL = IndexKind.INDEX_KIND_UNSPECIFIED
+_MEMORY = IndexKind.INDEX_KIND_MEMORY
+_FACT = MemoryType.MEMORY_TYPE_FACT
 _LONG: Final = "\n\n".join(
     f"Paragraph {n} speaks of birds. " + "Owls hunt. " * 60 for n in range(24)
 )
 _ROWS: Final = """
-    SELECT c.embedding_model, c.next_model, count(*) FROM chunks c WHERE c.user_id = %s
+    SELECT embedding_model, next_model, count(*) FROM {} WHERE user_id = %s
     GROUP BY 1, 2 ORDER BY 1, 2"""
 
 _SEARCHED: Final = """
     INSERT INTO vector_spaces (tenant_id, user_id, kind, embedding_model, life, dimension)
     SELECT tenant_id, user_id, 'knowledge', %s, gen_random_uuid(), 1 FROM users WHERE user_id = %s
     ON CONFLICT DO NOTHING"""
+_TIDY_NOW: Final = "UPDATE reembeddings SET not_before = now() WHERE user_id = %s RETURNING 1"
 
 
 class Gate:
@@ -126,15 +148,20 @@ async def user(tenant: Tenant) -> User:
     return await tenant.new_user()
 
 
-async def move(tenant: Tenant, user: User | None, model: str = _NEW) -> Reembedding:
+async def move(
+    tenant: Tenant, user: User | None, model: str = _NEW, kind: IndexKind.ValueType = _ALL
+) -> Reembedding:
     """Ask a user, or all, to be moved."""
-    request = ReembedSpaceRequest(user_id=user.user_id if user else "", embedding_model=model)
+    user_id = user.user_id if user else ""
+    request = ReembedSpaceRequest(user_id=user_id, embedding_model=model, kind=kind)
     return (await tenant.client.knowledge.reembed_space(request)).reembedding
 
 
-async def progress(tenant: Tenant, user: User | None) -> Reembedding:
+async def progress(
+    tenant: Tenant, user: User | None, kind: IndexKind.ValueType = _ALL
+) -> Reembedding:
     """Return how far they are."""
-    request = GetReembeddingRequest(user_id=user.user_id if user else "")
+    request = GetReembeddingRequest(user_id=user.user_id if user else "", kind=kind)
     return (await tenant.client.knowledge.get_reembedding(request)).reembedding
 
 
@@ -155,13 +182,17 @@ async def seen(
 
 
 async def stopped_at(
-    gate: Gate, server: EmbeddingServer, tenant: Tenant, user: User
+    gate: Gate,
+    server: EmbeddingServer,
+    tenant: Tenant,
+    user: User,
+    kind: IndexKind.ValueType = _ALL,
 ) -> Reembedding:
     """Move a user until the first batch is done, and the second held up."""
     server.acts.append(good)
     server.always = gate
-    assert (await move(tenant, user)).status == _MOVING
-    return await seen(tenant, user, lambda found: found.chunks_done > 0)
+    assert (await move(tenant, user, kind=kind)).status == _MOVING
+    return await seen(tenant, user, lambda found: found.rows_done > 0)
 
 
 async def search(tenant: Tenant, user: User, **values: Any) -> list[SearchHit]:
@@ -199,18 +230,35 @@ async def listed(tenant: Tenant, user: User) -> list[Document]:
     return [one async for one in tenant.client.knowledge.list_documents(request)]
 
 
-async def rows(tenant: Tenant, user: User) -> list[Any]:
-    """Return how many of a user's chunks have which models."""
-    return await asyncio.to_thread(tenant.hub.sql, _ROWS, user.user_id)
+async def rows(tenant: Tenant, user: User, table: str = "chunks") -> list[Any]:
+    """Return how many rows of a user have which models."""
+    return await asyncio.to_thread(tenant.hub.sql, _ROWS.format(table), user.user_id)
 
 
-async def until_rows(tenant: Tenant, user: User, expected: list[Any]) -> None:
-    """Return once a user's chunks have these models."""
+async def until_rows(
+    tenant: Tenant, user: User, expected: list[Any], table: str = "chunks"
+) -> None:
+    """Return once the rows of a user have these models."""
     async with asyncio.timeout(30):
         while True:
-            if await rows(tenant, user) == expected:
+            if await rows(tenant, user, table) == expected:
                 return
             await asyncio.sleep(0.02)
+
+
+async def remember(tenant: Tenant, user: User, *texts: str) -> list[Memory]:
+    """Remember some texts; return what came of them."""
+    memories = [NewMemory(memory_type=_FACT, memory_content=text) for text in texts]
+    request = BatchRememberRequest(user_id=user.user_id, memories=memories)
+    results = (await tenant.client.memory.batch_remember(request)).remember_results
+    return [one.memory for one in results]
+
+
+async def recalled(tenant: Tenant, user: User, query: str, **values: Any) -> dict[str, float]:
+    """Return what is recalled, and how alike in meaning it is."""
+    request = RecallRequest(user_id=user.user_id, query=query, top_k=200, **values)
+    hits = (await tenant.client.memory.recall(request)).hits
+    return {hit.memory.memory_content: hit.vector_score for hit in hits}
 
 
 async def test_a_space_is_searched_by_its_old_model_until_all_of_it_has_the_new_one(
@@ -227,7 +275,7 @@ async def test_a_space_is_searched_by_its_old_model_until_all_of_it_has_the_new_
     assert total > 16
     gate = Gate()
     found = await stopped_at(gate, server, tenant, user)
-    assert (found.status, found.chunks_done, found.chunks_total) == (_MOVING, 16, total)
+    assert (found.status, found.rows_done, found.rows_total) == (_MOVING, 16, total)
     async with running_hub(tenant.hub.owner_url, tmp_path, **settings) as second:
         other = Tenant(tenant.tenant_id, tenant.key, second, second.client(tenant.key))
         for one in (tenant, other):
@@ -240,7 +288,7 @@ async def test_a_space_is_searched_by_its_old_model_until_all_of_it_has_the_new_
         gate.open()
         found = await arrived(tenant, user)
         assert (found.status, found.embedding_model) == (_DONE, _NEW)
-        assert (found.chunks_done, found.chunks_total) == (total + 1, total + 1)
+        assert (found.rows_done, found.rows_total) == (total + 1, total + 1)
         await tenant.client.knowledge.undelete_document(UndeleteDocumentRequest(**about))
         for one in (tenant, other):
             hits = await search(one, user)
@@ -292,7 +340,7 @@ async def test_who_drops_chunks_and_who_frees_their_room_do_not_wait_in_a_circle
 
     async def tidy() -> None:
         async with transaction() as connection:
-            repository = ReembedRepository(connection, tenant.tenant_id, user.user_id)
+            repository = ReembedRepository(connection, tenant.tenant_id, user.user_id, "knowledge")
             await repository.tidy(_NEW, 500)
 
     tasks = []
@@ -311,11 +359,12 @@ async def test_who_has_lost_a_move_changes_nothing(tenant: Tenant, user: User, t
     await tenant.ingest(user, "Birds", "Owls hunt mice.")
     await move(tenant, user)
     await arrived(tenant, user)
-    query = "SELECT attempt FROM reembeddings WHERE user_id = %s"
+    query = "SELECT attempt FROM reembeddings WHERE user_id = %s AND kind = 'knowledge'"
     ((attempt,),) = await asyncio.to_thread(tenant.hub.sql, query, user.user_id)
 
     async def tidied(attempt: int) -> int:
         claim = {"tenant_id": tenant.tenant_id, "user_id": user.user_id, "attempt": attempt}
+        claim |= {"kind": "knowledge"}
         one = reembedding._Move(tenant.hub.database, claim, dt.timedelta(seconds=60))
         return await one.tidy(_OLD, kept=None)
 
@@ -354,29 +403,29 @@ async def test_another_model_takes_the_place_of_the_first(
     total = (await tenant.ingest(user, "Birds", _LONG)).chunk_count
     gate = Gate()
     await stopped_at(gate, server, tenant, user)
-    assert (await move(tenant, user)).chunks_done == 16  # the same again changes nothing
-    assert (await move(tenant, user, _OTHER)).chunks_done == 0
+    assert (await move(tenant, user)).rows_done == 16  # the same again changes nothing
+    assert (await move(tenant, user, _OTHER)).rows_done == 0
     gate.open()
     found = await arrived(tenant, user)
-    assert (found.embedding_model, found.chunks_done) == (_OTHER, total)
+    assert (found.embedding_model, found.rows_done) == (_OTHER, total)
     assert await rows(tenant, user) == [(_OLD, _OTHER, total)]
     before = await search(tenant, user)
     for model in (_OLD, _NEW):
         await asyncio.to_thread(tenant.hub.sql, _SEARCHED, model, user.user_id)
-    query = "UPDATE reembeddings SET not_before = now() WHERE user_id = %s RETURNING 1"
-    assert await asyncio.to_thread(tenant.hub.sql, query, user.user_id) == [(1,)]
+    assert len(await asyncio.to_thread(tenant.hub.sql, _TIDY_NOW, user.user_id)) == 3  # kinds
     await until_rows(tenant, user, [(_OTHER, None, total)])
     query = "SELECT 1 FROM vector_spaces WHERE user_id = %s AND embedding_model <> %s"
     await until(lambda: not tenant.hub.sql(query, user.user_id, _OTHER))
     assert await search(tenant, user) == before
     await move(tenant, user, _OLD)
-    assert (await arrived(tenant, user)).chunks_done == total
+    assert (await arrived(tenant, user)).rows_done == total
     assert (await model_of(tenant, user), len(await search(tenant, user))) == (_OLD, total)
 
 
 async def test_a_space_that_moved_is_exported_as_it_is_searched(tenant: Tenant, user: User) -> None:
     """With the model's vectors, though they have not taken their place; and it keeps the model."""
     await tenant.ingest(user, "Birds", "Owls hunt mice.")
+    await remember(tenant, user, "Likes owls.")
     await move(tenant, user)
     await arrived(tenant, user)
     assert await rows(tenant, user) == [(_OLD, _NEW, 1)]
@@ -385,6 +434,93 @@ async def test_a_space_that_moved_is_exported_as_it_is_searched(tenant: Tenant, 
     there = await tenant.hub.new_tenant()
     await there.client.identity.import_user(records)
     assert (await model_of(there, user), len(await search(there, user))) == (_NEW, 1)
+    assert (await recalled(there, user, "owls."))["Likes owls."] > 0
+
+
+async def test_memories_that_change_while_they_move_are_found_all_the_while(
+    tenant: Tenant, user: User, server: EmbeddingServer
+) -> None:
+    """By the old model, then by the new one; so are those that are told again, and old states.
+
+    Other kinds stay where they are.
+    """
+    birds = [f"Saw {n} of the birds that sing in trees near the sea all day" for n in range(17)]
+    memories = await remember(tenant, user, *birds)
+    gate = Gate()
+    assert (await stopped_at(gate, server, tenant, user, _MEMORY)).rows_total == len(birds)
+    server.seen.clear()
+    before = Timestamp()
+    before.GetCurrentTime()
+    changed = {0: "Swims like a fish", 16: "Climbs like a cat"}  # with a vector, and on its way
+    for place, text in changed.items():
+        memory_id = memories[place].memory_id
+        update = UpdateMemoryRequest(memory_id=memory_id, memory_content=text)
+        await tenant.client.memory.update_memory(update)
+    request = DeleteMemoryRequest(memory_id=memories[1].memory_id)
+    await tenant.client.memory.delete_memory(request)
+    await remember(tenant, user, "Geese fly south")
+    expected = {*birds[2:16], *changed.values(), "Geese fly south"}
+    for model in (_OLD, _NEW):
+        for text in changed.values():
+            found = await recalled(tenant, user, text)
+            assert (set(found), found[text] > 0.99, all(found.values())) == (expected, True, True)
+        assert ([text] in [one.texts for one in server.seen]) == (model == _NEW)
+        if model == _OLD:
+            gate.open()
+            ended = await arrived(tenant, user)
+            assert (ended.status, ended.rows_done, ended.rows_total) == (_DONE, 17, 17)
+    (again,) = await remember(tenant, user, birds[5].replace("the sea", "sea"))
+    assert again.memory_id == memories[5].memory_id
+    found = await recalled(tenant, user, "birds", as_of=before)
+    assert {text: score > 0 for text, score in found.items()} == {
+        text: text in expected for text in birds if text != birds[1]
+    }
+    await asyncio.to_thread(tenant.hub.sql, _TIDY_NOW, user.user_id)
+    # What was deleted has no vector: it keeps the name alone.
+    await until_rows(tenant, user, [(_NEW, None, 17), (_OLD, None, 1)], "memory_store")
+    assert len(await recalled(tenant, user, "birds")) == 17
+    assert (await progress(tenant, user, IndexKind.INDEX_KIND_KNOWLEDGE)).status == _NONE
+    assert await model_of(tenant, user) == _OLD
+
+
+async def test_messages_that_are_said_while_they_move_are_found_all_the_while(
+    tenant: Tenant, user: User, server: EmbeddingServer
+) -> None:
+    """By meaning; what is said later has the new model, and what is redacted has no vector."""
+    settings = TenantSettings(message_search=MessageSearch.MESSAGE_SEARCH_HYBRID)
+    await tenant.client.identity.update_tenant_settings(
+        UpdateTenantSettingsRequest(tenant_settings=settings)
+    )
+    session_id = (await tenant.new_session(user)).session_id
+
+    async def say(count: int) -> None:
+        messages = [BatchMessage(role=Role.ROLE_USER, content=f"bird {n}") for n in range(count)]
+        request = BatchAppendMessagesRequest(session_id=session_id, messages=messages)
+        await tenant.client.chat.batch_append_messages(request)
+
+    async def seqs() -> set[int]:
+        request = SearchMessagesRequest(user_id=user.user_id, query="owls", top_k=200)
+        hits = (await tenant.client.chat.search_messages(request)).hits
+        return {hit.message.seq for hit in hits}
+
+    await say(17)
+    await until_rows(tenant, user, [(_OLD, None, 17)], "chat_messages")
+    gate = Gate()
+    await stopped_at(gate, server, tenant, user)
+    await say(1)
+    await until_rows(tenant, user, [(_OLD, _NEW, 16), (_OLD, None, 2)], "chat_messages")
+    redact = RedactMessageRequest(session_id=session_id, seq=1)
+    await tenant.client.chat.redact_message(redact)
+    assert await seqs() == set(range(2, 19))
+    gate.open()
+    assert (await arrived(tenant, user)).status == _DONE
+    server.seen.clear()
+    assert await seqs() == set(range(2, 19))
+    assert [one.texts for one in server.seen] == [["owls"]]
+    await say(1)
+    expected = [(_NEW, None, 1), (_OLD, _NEW, 17), (None, None, 1)]
+    await until_rows(tenant, user, expected, "chat_messages")
+    assert await seqs() == set(range(2, 20))
 
 
 async def test_a_move_that_fails_tells_why_and_goes_on_where_it_stopped(
@@ -398,7 +534,7 @@ async def test_a_move_that_fails_tells_why_and_goes_on_where_it_stopped(
     found = await arrived(tenant, user)
     assert found.status == ReembeddingStatus.REEMBEDDING_STATUS_FAILED
     assert found.error.startswith("the texts could not be embedded")
-    assert (found.failed_user_id, found.chunks_done) == (user.user_id, 16)
+    assert (found.failed_user_id, found.rows_done) == (user.user_id, 16)
     assert (await model_of(tenant, user), len(await search(tenant, user))) == (_OLD, total)
     server.always = good
     server.seen.clear()
@@ -412,8 +548,7 @@ async def test_a_whole_tenant_moves_and_own_vectors_stay(
     tenant: Tenant, user: User, served: Hub
 ) -> None:
     """Those are counted, and found as before; users of other tenants stay where they are."""
-    nobody = ReembeddingStatus.REEMBEDDING_STATUS_NONE
-    assert (await progress(tenant, None)).status == nobody
+    assert (await progress(tenant, None)).status == _NONE
     await tenant.ingest(user, "Birds", "Owls hunt mice.")
     await add_own(tenant, user)
     second = await tenant.new_user()
@@ -424,14 +559,14 @@ async def test_a_whole_tenant_moves_and_own_vectors_stay(
     await move(tenant, None)
     found = await arrived(tenant, None)
     assert (found.status, found.users_done, found.users_total) == (_DONE, 2, 2)
-    assert (found.chunks_done, found.chunks_total, found.chunks_own) == (2, 2, 1)
+    assert (found.rows_done, found.rows_total, found.rows_own) == (2, 2, 1)
     for one in (user, second):
         assert (await model_of(tenant, one), len(await search(tenant, one))) == (_NEW, 1)
     vector = np.ones(3, dtype="<f4").tobytes()
     (hit,) = await search(tenant, user, query="", vector=vector, embedding_model="elsewhere")
     assert hit.chunk.content == "made elsewhere"
     assert await model_of(foreign, stranger) == _OLD
-    assert (await progress(foreign, None)).status == nobody
+    assert (await progress(foreign, None)).status == _NONE
 
 
 async def test_only_models_that_the_hub_has_are_moved_to(tenant: Tenant, user: User) -> None:
