@@ -6,32 +6,13 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from hub_server.chat.served import SERVED
 from hub_server.database import HotStatement
 from hub_server.ids import new_id
 from hub_server.knowledge.filters import Condition
 from hub_server.knowledge.models import retrievals
 from hub_server.rows import Row
 
-# Whether a session is the user's, and has a message: one of its own, or one that it shares as a
-# fork. NULL = no message is asked for.
-_SERVED: Final = HotStatement("""
-WITH RECURSIVE lineage (session_id, parent_session_id, after, last) AS (
-    SELECT s.session_id, s.parent_session_id, s.parent_seq, s.last_seq
-    FROM chat_sessions s
-    WHERE s.tenant_id = :tenant_id ::uuid AND s.session_id = :session_id ::uuid
-      AND s.user_id = :user_id ::uuid AND s.deleted_at IS NULL
-    UNION ALL
-    SELECT p.session_id, p.parent_session_id, p.parent_seq, least(l.after, l.last)
-    FROM lineage l
-    JOIN chat_sessions p
-        ON p.tenant_id = :tenant_id ::uuid AND p.session_id = l.parent_session_id
-)
-SELECT EXISTS (SELECT FROM lineage) AS has_session,
-       :message_id ::uuid IS NULL OR EXISTS (
-           SELECT FROM chat_messages m JOIN lineage l USING (session_id)
-           WHERE m.tenant_id = :tenant_id ::uuid AND m.message_id = :message_id ::uuid
-             AND m.seq <= l.last) AS has_message
-""")
 _FILTERED: Final = HotStatement("""
 SELECT array_agg(found::text) AS chunk_ids FROM hub_filtered_chunks(
     :user_id ::uuid, :merged ::jsonpath, :of_documents ::jsonpath, :of_chunks ::jsonpath,
@@ -120,7 +101,7 @@ class SearchRepository:
 
         No message = it has it.
         """
-        rows = await self._rows(_SERVED, session_id=session_id, message_id=message_id or None)
+        rows = await self._rows(SERVED, session_id=session_id, message_id=message_id or None)
         return rows[0]
 
     async def filtered(

@@ -75,10 +75,10 @@ class Turn:
             raise HubError.invalid(field, "needs session_id")
         if new.session_id is None:
             return
-        if not await self.writes.has_session(new.session_id):
+        served = await self.writes.served(new.session_id, new.message_id)
+        if not served["has_session"]:
             raise HubError(Reason.REASON_NOT_FOUND, resource="session")
-        said = new.message_id
-        if said is not None and not await self.writes.has_message(new.session_id, said):
+        if not served["has_message"]:
             raise HubError(Reason.REASON_NOT_FOUND, resource="message")
 
     async def known(

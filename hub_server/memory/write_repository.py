@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hub_server.chat.models import chat_messages, chat_sessions
+from hub_server.chat.served import SERVED
 from hub_server.database import any_id
 from hub_server.memory.models import memory_revisions, memory_store
 from hub_server.memory.repository import MEMORY, VECTORS
@@ -183,23 +183,13 @@ class MemoryWrites:
         )
         return int((await self._connection.execute(query)).scalar_one())
 
-    async def has_session(self, session_id: str) -> bool:
-        """Tell whether a session is the user's."""
-        query = sa.select(sa.literal(1)).where(
-            *(chat_sessions.c[name] == value for name, value in self._own.items()),
-            chat_sessions.c.session_id == session_id,
-            chat_sessions.c.deleted_at.is_(None),
-        )
-        return (await self._connection.execute(query)).first() is not None
+    async def served(self, session_id: str, message_id: str | None) -> Row:
+        """Return ``has_session``, whether it is the user's, and ``has_message``, whether it has it.
 
-    async def has_message(self, session_id: str, message_id: str) -> bool:
-        """Tell whether a message is the session's own."""
-        query = sa.select(sa.literal(1)).where(
-            chat_messages.c.tenant_id == self._own["tenant_id"],
-            chat_messages.c.message_id == message_id,
-            chat_messages.c.session_id == session_id,
-        )
-        return (await self._connection.execute(query)).first() is not None
+        A fork has the messages that it shares, too. No message counts as one that is there.
+        """
+        asked = {**self._own, "session_id": session_id, "message_id": message_id}
+        return (await SERVED.rows(self._connection, asked))[0]
 
     async def _noted(
         self,

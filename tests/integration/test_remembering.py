@@ -23,6 +23,7 @@ from hub_client.v1 import (
     BatchRememberRequest,
     DeleteMemoryRequest,
     ForgetMemoryRequest,
+    ForkSessionRequest,
     GetMemoryHistoryRequest,
     GetMemoryReportRequest,
     GetMemoryRequest,
@@ -277,6 +278,21 @@ async def test_origins_are_the_users_own(tenant: Tenant, user: User) -> None:
         await _batch(tenant, user, [{}, {"message_id": message.message_id}])
     assert [field for field, _ in caught.value.violations] == ["memories[1].message_id"]
     assert await _listed(tenant, user) == []
+
+
+async def test_what_a_fork_shares_is_an_origin(tenant: Tenant, user: User) -> None:
+    """A message that came before the fork is one of its session; one that came after is not."""
+    session = await tenant.new_session(user)
+    asked = AppendMessageRequest(
+        session_id=session.session_id, role=Role.ROLE_USER, content="I like tea."
+    )
+    shared = (await tenant.client.chat.append_message(asked)).message.message_id
+    request = ForkSessionRequest(session_id=session.session_id, at_seq=1)
+    fork = (await tenant.client.chat.fork_session(request)).session.session_id
+    later = (await tenant.client.chat.append_message(asked)).message.message_id
+    await _remember(tenant.client, user, "tea", session_id=fork, message_id=shared)
+    with pytest.raises(NotFoundError):
+        await _remember(tenant.client, user, "tea", session_id=fork, message_id=later)
 
 
 async def test_a_batch_is_remembered_in_its_order_or_not_at_all(tenant: Tenant, user: User) -> None:
