@@ -58,6 +58,10 @@ from hub_client.v1 import (
 from hub_server.caller import Caller
 from hub_server.errors import HubError, Reason
 from hub_server.idempotency import NO_USER
+from hub_server.jobs import memory_expiry
+from hub_server.knowledge.file_repository import purge_files
+from hub_server.transfer.importing import Import
+from hub_server.transfer.records import row_of
 from hub_server.transfer.service import Export
 from tests.contract.imports import digest
 from tests.integration.test_database import new_database, own_hub
@@ -469,6 +473,35 @@ async def test_an_import_that_another_one_overtook_ends(life: Life, tenant: Tena
         await asyncio.to_thread(send)
     assert caught.value.code == grpc.StatusCode.ABORTED
     assert (await exported(tenant, life.user.user_id))[:-1] == records[:-1]
+
+
+async def test_no_purge_takes_anything_of_an_import(
+    small: Sequence[ExportRecord], tenant: Tenant
+) -> None:
+    """What is long due where it comes goes when all of it is there, and not before."""
+    records, database = copied(small), tenant.hub.database
+    long_ago = dt.datetime.now(dt.UTC) - dt.timedelta(days=99)
+    for record in records:
+        if record.HasField("memory"):
+            record.memory.expires_at.FromDatetime(long_ago)
+        if record.HasField("file_part"):
+            record.file_part.created_at.FromDatetime(long_ago)
+
+    async def no_model(_: str) -> None:
+        return None
+
+    bringing = Import(database, no_model, lambda *_: None)
+    caller = Caller.hub(tenant.tenant_id)
+    await bringing.store(caller, [row_of(record) for record in records])
+
+    async def purge() -> tuple[int, int]:
+        async with database.system() as connection:
+            files = await purge_files(connection, dt.timedelta(days=7))
+        return await memory_expiry.purge(database), files
+
+    await purge()
+    assert (await bringing.finish(caller))["user_id"] == records[0].user.user_id
+    assert min(await purge()) > 0
 
 
 def _changed(kind: str, **values: Any) -> Change:

@@ -369,7 +369,8 @@ async def test_a_file_that_could_not_be_read_is_tried_again_while_it_is_kept(
     assert (await settled(tenant.client, one.document_id)).status == _READY
 
     assert await asyncio.to_thread(files_kept, tenant.hub, user) == 1
-    tenant.hub.sql("UPDATE document_files SET created_at = now() - interval '8 days'")
+    older = "UPDATE document_files SET created_at = now() - interval '8 days' WHERE tenant_id = %s"
+    tenant.hub.sql(older, tenant.tenant_id)
     async with tenant.hub.database.system() as connection:
         assert await purge_files(connection, _FILES_KEPT) == 1
     await retry(RetryDocumentRequest(document_id=other.document_id))
