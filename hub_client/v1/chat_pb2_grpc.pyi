@@ -181,7 +181,8 @@ class ChatServiceStub:
     GetContextRecord: _grpc.UnaryUnaryMultiCallable[_chat_pb2.GetContextRecordRequest, _chat_pb2.GetContextRecordResponse]
     """Returns a context as it was built, with memories as they were then. Only ids are
     kept of what it said: the text of what was deleted, redacted, erased or ingested
-    anew since is missing from its block. It needs the scopes that BuildContext does.
+    anew since is missing from its block, and that of messages where
+    `enable_chat_history` is false now. It needs the scopes that BuildContext does.
 
     Errors include: NOT_FOUND.
     """
@@ -366,7 +367,8 @@ class ChatServiceAsyncStub(ChatServiceStub):
     GetContextRecord: _aio.UnaryUnaryMultiCallable[_chat_pb2.GetContextRecordRequest, _chat_pb2.GetContextRecordResponse]  # type: ignore[assignment]
     """Returns a context as it was built, with memories as they were then. Only ids are
     kept of what it said: the text of what was deleted, redacted, erased or ingested
-    anew since is missing from its block. It needs the scopes that BuildContext does.
+    anew since is missing from its block, and that of messages where
+    `enable_chat_history` is false now. It needs the scopes that BuildContext does.
 
     Errors include: NOT_FOUND.
     """
@@ -662,7 +664,8 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_chat_pb2.GetContextRecordResponse, _abc.Awaitable[_chat_pb2.GetContextRecordResponse]]:
         """Returns a context as it was built, with memories as they were then. Only ids are
         kept of what it said: the text of what was deleted, redacted, erased or ingested
-        anew since is missing from its block. It needs the scopes that BuildContext does.
+        anew since is missing from its block, and that of messages where
+        `enable_chat_history` is false now. It needs the scopes that BuildContext does.
 
         Errors include: NOT_FOUND.
         """

@@ -488,7 +488,8 @@ class ChatClient:
     ) -> GetContextRecordResponse:
         """Returns a context as it was built, with memories as they were then. Only ids are
         kept of what it said: the text of what was deleted, redacted, erased or ingested
-        anew since is missing from its block. It needs the scopes that BuildContext does.
+        anew since is missing from its block, and that of messages where
+        `enable_chat_history` is false now. It needs the scopes that BuildContext does.
 
         Errors include: NOT_FOUND.
         """
@@ -807,7 +808,8 @@ class AsyncChatClient:
     ) -> GetContextRecordResponse:
         """Returns a context as it was built, with memories as they were then. Only ids are
         kept of what it said: the text of what was deleted, redacted, erased or ingested
-        anew since is missing from its block. It needs the scopes that BuildContext does.
+        anew since is missing from its block, and that of messages where
+        `enable_chat_history` is false now. It needs the scopes that BuildContext does.
 
         Errors include: NOT_FOUND.
         """

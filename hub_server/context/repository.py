@@ -12,7 +12,7 @@ from hub_server.chat.repository import LINEAGE
 from hub_server.chat.spans import LAST
 from hub_server.context.models import context_records
 from hub_server.database import HotStatement
-from hub_server.identity.models import users
+from hub_server.identity.models import user_configs, users
 from hub_server.rows import Row
 
 # All that decides what a context may hold, the end of the session, and what the user said last
@@ -208,10 +208,15 @@ class ContextRepository:
         return (await self._rows(_RECORD, **values))[0]
 
     async def get(self, context_id: str) -> Row | None:
-        """Return a context with ``user_is_active``, or None."""
+        """Return a context with ``user_is_active`` and ``enable_chat_history``, or None."""
         query = (
-            sa.select(context_records, users.c.is_active.label("user_is_active"))
+            sa.select(
+                context_records,
+                users.c.is_active.label("user_is_active"),
+                user_configs.c.enable_chat_history,
+            )
             .join(users, _same(users, "user_id"))
+            .join(user_configs, _same(user_configs, "user_id"))
             .join(chat_sessions, _same(chat_sessions, "session_id"))
             .where(
                 context_records.c.tenant_id == self._tenant_id,

@@ -139,6 +139,8 @@ class Contexts:
             record = owned(caller, await repository.get(context_id), "context")
         items = [item for block in record["blocks"] for item in block["items"]]
         by_part = {part: [one for one in items if one["part"] == part] for part in SHARES}
+        if not record["enable_chat_history"]:
+            by_part["history"] = []
         async with self._database.statement(caller) as connection:
             rows = await ContextRepository(connection, caller.tenant_id).kept(
                 user_id=record["user_id"],

@@ -115,7 +115,10 @@ async def test_a_context_has_all_parts_and_is_told_again(
 async def test_a_record_shows_nothing_that_is_gone(
     tenant: Tenant, user: User, session: Session
 ) -> None:
-    """Memories as they were; but what was deleted or redacted since has left no text behind."""
+    """Memories as they were; but what was deleted or redacted since has left no text behind.
+
+    Nor are messages told of whose history is switched off.
+    """
     kept = await _remember(tenant, user, "Takes no milk in tea.")
     gone = await _remember(tenant, user, "Likes green tea best.")
     document = await tenant.ingest(user, "Brewing", _GUIDE)
@@ -136,6 +139,10 @@ async def test_a_record_shows_nothing_that_is_gone(
         "Good morning! Tea?",
         "Yes. How do I brew green tea?",
     ]
+    config = UserConfig(user_id=user.user_id, enable_chat_history=False)
+    await tenant.client.identity.update_user_config(UpdateUserConfigRequest(config=config))
+    said = [block.content for block in (await _recorded(tenant, context)).blocks]
+    assert [text for text in said if text] == ["Takes no milk in tea."]
     query = "SELECT count(*) FROM context_records r WHERE user_id = %s AND r::text LIKE %s"
     for word in ("%milk%", "%brew%", "%morning%"):
         found = await asyncio.to_thread(tenant.hub.sql, query, user.user_id, word)
