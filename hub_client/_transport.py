@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
@@ -204,8 +204,8 @@ class AsyncTransport:
             response_deserializer=response_type.FromString,
         )
         call = method(timeout=timeout, metadata=self._metadata)
-        ended: list[HubError] = []
-        call.add_done_callback(lambda _: ended.append(_status(call)))
+        ends: list[HubError] = []
+        call.add_done_callback(lambda _: ends.append(from_rpc(*ended(call))))
         try:
             # Not given to gRPC, which would hide what making a request raises. One that fails to be
             # sent tells nothing: the hub has answered, or has gone.
@@ -217,7 +217,7 @@ class AsyncTransport:
         except grpc.aio.AioRpcError as error:
             # To grpc.aio a write that fails is INTERNAL, which takes the place of the hub's answer
             # when it comes after it.
-            answers = (*ended, _translated(error))
+            answers = (*ends, _translated(error))
             raise min(answers, key=lambda one: one.code == grpc.StatusCode.INTERNAL) from None
         finally:
             call.cancel()  # of what is not sent whole, nothing is kept
@@ -259,7 +259,7 @@ def _all_retriable(requests: Iterable[Message]) -> Iterator[Message]:
         yield request if place else _retriable(request)
 
 
-def _status(call: Any) -> HubError:
+def ended(call: Any) -> tuple[grpc.StatusCode, str, Mapping[str, str | bytes]]:
     """Return how a call has ended; what grpc.aio lets await is there by then."""
     parts = []
     for part in (call.code(), call.details(), call.trailing_metadata()):
@@ -268,7 +268,7 @@ def _status(call: Any) -> HubError:
         except StopIteration as found:
             parts.append(found.value)
     code, details, trailers = parts
-    return from_rpc(code, details, dict(trailers or ()))
+    return code, details, dict(trailers or ())
 
 
 def _translated(error: Any) -> HubError:  # grpc's RpcError declares no methods
