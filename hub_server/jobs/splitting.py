@@ -256,7 +256,9 @@ class _Block:
                 least = self._even(begin, end, chunking)
                 places = list(self._split(start, end, chunking, least, above, is_code=part.is_code))
                 joined[-1] = begin, places[0][1]
-                todo.extendleft(reversed(places[1:]))
+                # But not the overlap alone, which what follows begins with.
+                more = [one for one in places[1:] if not todo or one[0] < todo[0][0]]
+                todo.extendleft(reversed(more))
                 continue
             joined.append((start, end))
             if len(joined) > 1 and is_end and self._size(start, end) < few:

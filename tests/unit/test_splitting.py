@@ -49,6 +49,7 @@ def cut(text: str, chunking: Chunking | None = None, count: CountTokens = by_wor
 
 
 @given(text=TEXTS, chunking=CHUNKINGS, block=st.sampled_from([100, 1000, splitting.BLOCK_CHARS]))
+@example(text="#no\n" + "x" * 300, chunking=Chunking(66, 33), block=100)
 def test_pieces_stand_where_they_say(text: str, chunking: Chunking, block: int) -> None:
     """Each is what the text has there; in order and together they hold all of it but space."""
     with patch.object(splitting, "BLOCK_CHARS", block):
