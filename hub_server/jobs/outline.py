@@ -23,6 +23,7 @@ _HEADING: Final = re.compile(r"#{1,6}(?=[ \t]|$)")
 _CLOSING: Final = re.compile(r"(?:^|[ \t])#+$")
 _UNDERLINES: Final = (("=", 1), ("-", 1))  # of level 1 and 2: a character, and no other
 _RULE: Final = re.compile(r"([-*_])(?:[ \t]*\1){2,}$")
+_ITEM: Final = re.compile(r"(?:[-+*]|\d{1,9}[.)])[ \t]+\S")
 _WITHIN: Final = re.compile(r"(?:[-+*]|\d{1,9}[.)])(?:[ \t]|$)|[<>]")
 # What generators of sites want first, between lines of dashes that underline nothing.
 _FRONT: Final = re.compile(
@@ -69,6 +70,7 @@ class Outline:
         self._fence = ""  # what the fence began with that is not closed
         self._paragraph: int | None = None  # the start of one that a line may underline
         self._is_within = False  # a list, a quote or HTML, until a blank line
+        self._has_item = False  # of a list, to which what is indented belongs after a blank line
 
     def sections(self, start: int, end: int) -> list[Section]:
         """Return the sections between two places in order, the first and last cut off there.
@@ -112,9 +114,11 @@ class Outline:
                 self._fence = ""
                 self._code[-1] = self._code[-1]._replace(rest=start, end=self._place)
         elif len(indent) >= _CODE_INDENT and bare:
-            pass  # code, or more of a paragraph
+            # Code, or more of a paragraph; or a paragraph of a list, which goes on at the margin.
+            self._is_within = self._is_within or (self._paragraph is None and self._has_item)
         elif match := _FENCE.match(_MARKERS.sub("", bare, count=1)):
             self._fence, self._paragraph, self._is_within = match[1] or match[2], None, False
+            self._has_item = self._has_item and bool(indent or not _FENCE.match(bare))
             self._code.append(Code(start, self._place, len(self._text), len(self._text)))
         elif not indent and (match := _HEADING.match(bare)):
             self._begin(start, len(match[0]), _CLOSING.sub("", bare[match.end() :]))
@@ -130,7 +134,7 @@ class Outline:
     def _begin(self, start: int, level: int, text: str) -> None:
         """Begin a section with the heading that the line ends which is read."""
         title = " ".join(text.split())[:_LONGEST_HEADING]
-        self._paragraph, self._is_within = None, False
+        self._paragraph, self._is_within, self._has_item = None, False, False
         if not title:
             return
         self._above = [*(one for one in self._above if one[0] < level), (level, title)]
@@ -144,7 +148,10 @@ class Outline:
         """Note what a line that is no heading makes of the next."""
         if not bare or _RULE.match(bare):
             self._paragraph, self._is_within = None, False
+            self._has_item = self._has_item and not (bare and is_at_margin)
         elif _WITHIN.match(bare):
             self._paragraph, self._is_within = None, True
+            self._has_item = self._has_item or bool(_ITEM.match(bare))
         elif self._paragraph is None and not self._is_within:
             self._paragraph, self._is_within = (start, False) if is_at_margin else (None, True)
+            self._has_item = self._has_item and not is_at_margin

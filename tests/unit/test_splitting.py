@@ -66,6 +66,7 @@ def test_pieces_stand_where_they_say(text: str, chunking: Chunking, block: int) 
 
 @given(lines=st.lists(LINES, max_size=12), end=st.sampled_from(["\n", "\r\n", "\r"]))
 @example(lines=["- a", "```", "# no", "```", "# yes"], end="\n")
+@example(lines=["- item", "", "    code", "#no", "==="], end="\n")
 def test_sections_begin_where_commonmark_has_headings(lines: list[str], end: str) -> None:
     """At the same lines, with the same texts and levels."""
     text = end.join(lines)
