@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import hashlib
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -459,9 +460,18 @@ async def test_an_import_that_another_one_overtook_ends(life: Life, tenant: Tena
     records = await exported(life.tenant, life.user.user_id)
     loop = asyncio.get_running_loop()
 
+    def begun() -> None:
+        """Wait until the hub keeps what was sent: else this import would overtake the other."""
+        until = time.monotonic() + 30
+        held = "SELECT 1 FROM users WHERE user_id = %s AND tenant_id = %s AND import_id IS NOT NULL"
+        while not tenant.hub.sql(held, life.user.user_id, tenant.tenant_id):
+            assert time.monotonic() < until
+            time.sleep(0.02)  # polling what no API tells
+
     def slowly() -> Iterator[ImportUserRequest]:
         for place, record in enumerate(records):
             if place == 300:
+                begun()
                 asyncio.run_coroutine_threadsafe(imported(tenant, records), loop).result(30)
             yield ImportUserRequest(export_record=record)
 
