@@ -282,6 +282,24 @@ async def test_behind_a_pooler_no_tenant_outlives_its_transaction(
     await database.close()
 
 
+async def test_a_connection_is_told_a_tenant_once(owner_url: str, tenant: Tenant) -> None:
+    """Calls of one tenant cost no statement for that; `statements` leaves it out."""
+    database = Database(owner_url, role=_ROLE, pool_size=1)
+    told: list[str] = []
+
+    def note(statement: str) -> str:
+        told.extend([statement] if statement.startswith("SELECT set_config") else [])
+        return statement
+
+    with passing(note):
+        for _ in range(3):
+            await _backend(database, Caller.hub(tenant.tenant_id))
+        assert len(told) == 1
+        await _backend(database, Caller.hub(new_id()))
+        assert len(told) == 2
+    await database.close()
+
+
 async def _write_to_every_table(tenant: Tenant) -> None:
     """Make calls that leave a row of the tenant in each table."""
     client, user = tenant.client, await tenant.new_user()
@@ -512,7 +530,8 @@ def rewritten(pattern: str, replacement: str = "") -> Iterator[list[tuple[str, s
 def statements() -> Iterator[list[str]]:
     """Collect the statements of calls: without authentication and without background work.
 
-    And without what a connection is told whose tenant was another one's, a job's for instance.
+    And without telling a connection its tenant, where it served another one's, a job's for
+    instance: that this is done once is tested by itself.
     """
     seen: list[str] = []
     others = r"\bhub_(authenticate|claim_\w+|gone|purge_\w+|note_used)\b|^SELECT set_config"
