@@ -15,7 +15,8 @@ chat         in which conversation, what       servicer    check, call, convert
              was said                          service     the rules; opens the transaction
 memory       what is remembered                repository  SQL only, never commits
 knowledge    what is known                     models      the tables
-             chat has more: appends (group commit), tokens (reservations), watching, spans
+             chat has more: appends (group commit), tokens (reservations), watching, spans,
+             served (whose a session and its message are)
              identity has more: logins and refresh (tokens), keys (service keys, tenants),
              authentication, secrets, scopes, owner (for ``hub admin``), wire, and SQL for each
              memory has more: remembering (the rules), sameness, scoring, report, turn (one writer)
