@@ -5,7 +5,7 @@ range of BM25 nor the range of a model's cosines matters. (Bruch, Gai, Ingber: "
 fusion functions for hybrid retrieval", 2023, on why this beats reciprocal ranks.)
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,8 +27,7 @@ _NOISE = 1e-5
 CANDIDATES = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Fused:
+class Fused(NamedTuple):
     """Rows by their scores, best first; a score is what words and vectors add to it."""
 
     labels: Labels
@@ -60,10 +59,10 @@ def fuse(
     word_floor = 0.0 if len(words[0]) < depth else None
     if len(words[0]) == 0:
         scores = (1 - weight) * _scaled(vectors[1], None)
-        return Fused(vectors[0], scores, np.zeros_like(scores), scores)
+        return Fused(vectors[0], scores, np.zeros(len(scores)), scores)
     if len(vectors[0]) == 0:
         scores = weight * _scaled(words[1], word_floor)
-        return Fused(words[0], scores, scores, np.zeros_like(scores))
+        return Fused(words[0], scores, scores, np.zeros(len(scores)))
     labels = np.union1d(words[0], vectors[0])
     by_words, by_vectors = np.zeros(len(labels)), np.zeros(len(labels))
     by_words[np.searchsorted(labels, words[0])] = weight * _scaled(words[1], word_floor)

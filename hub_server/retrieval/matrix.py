@@ -147,7 +147,7 @@ class Rows:
         return rows
 
     def _behind(self, label: int) -> slice:
-        first = int(np.searchsorted(self._labels[: self._used], label, side="right"))
+        first = int(self._labels[: self._used].searchsorted(label, side="right"))
         return slice(first, self._used)
 
     def _reserve(self, rows: int) -> None:

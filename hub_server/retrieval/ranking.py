@@ -26,7 +26,16 @@ def best(labels: Labels, scores: Scores | NDArray[np.float32], k: int) -> Ranked
         # Everything that ties with the k-th stays until the labels decide: partition alone
         # would pick among equals by their place in memory.
         cut = np.partition(scores, len(scores) - k)[len(scores) - k]
-        keep = np.flatnonzero(scores >= cut)
+        keep = (scores >= cut).nonzero()[0]
         labels, scores = labels[keep], scores[keep]
-    order = np.lexsort((labels, -scores))[:k]
+    order = _order(labels, scores)[:k]
     return labels[order], scores[order].astype(np.float64, copy=False)
+
+
+def _order(labels: Labels, scores: Scores | NDArray[np.float32]) -> NDArray[np.intp]:
+    # Without ties, as almost always, one key is enough: 200 scores in 3 us, by both keys in 9.
+    order = np.argsort(-scores)
+    ordered = scores[order]
+    if np.count_nonzero(ordered[1:] == ordered[:-1]):
+        order = np.lexsort((labels, -scores))
+    return order

@@ -358,23 +358,23 @@ def _proposed(
     labels, scores = fused.labels, fused.scores
     if limit <= 0 or len(labels) == 0:
         return []
-    places = np.round(-scores, _TIE_PLACES)
+    places = np.rint(scores * -(10.0**_TIE_PLACES))
     # Beyond the limit only those that tie with the last: of no others an object is made.
     most = len(labels)
     if limit < most:
         most = int(places.searchsorted(places[limit - 1], side="right"))
     chosen = labels[:most].tolist()
-    rows = zip(
-        places[:most].tolist(),
+    candidates = map(
+        Candidate,
         map(row_id, chosen),
         scores[:most].tolist(),
         _scores_of(vectors, labels, chosen),
         _scores_of(words, labels, chosen),
         fused.by_vectors[:most].tolist(),
         fused.by_words[:most].tolist(),
-        strict=True,
     )
-    return [Candidate(*row[1:]) for row in sorted(rows)[:limit]]
+    ordered = sorted(zip(places[:most].tolist(), candidates, strict=True))
+    return [candidate for _, candidate in ordered[:limit]]
 
 
 def _scores_of(ranked: Ranked, labels: Labels, chosen: list[int]) -> list[float]:

@@ -38,7 +38,7 @@ SPACE: Final = Space("tenant", "user", "knowledge", "model")
 
 Result = TypeVar("Result")
 Vectors = NDArray[np.float32]
-Find = Callable[[Vectors], Sequence[int]]
+Find = Callable[[Vectors], Sequence[int] | Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _snapshot(view: View, data: Data) -> None:
         _, saved = _seconds(lambda: snapshots.save(SPACE, "", dump))
         mebibytes = sum(part.nbytes for part in dump.parts.values()) / (1 << 20)
 
-        def first() -> Sequence[int]:
+        def first() -> Sequence[str]:
             loaded = snapshots.load(SPACE)
             assert loaded is not None  # noqa: S101 - it was saved just before
             return _found(View.load(loaded, EXACT_MAX_BYTES), data.queries[0])
@@ -150,8 +150,8 @@ def _row(number: int, vector: Vectors) -> IndexedRow:
     return IndexedRow(f"{number:036}", "", vector.tobytes())
 
 
-def _found(view: View, query: Vectors, among: Sequence[str] | None = None) -> Sequence[int]:
-    return [int(one.row_id) for one in view.search("", query, TOP, among)]
+def _found(view: View, query: Vectors, among: Sequence[str] | None = None) -> Sequence[str]:
+    return [one.row_id for one in view.search("", query, TOP, among)]
 
 
 def _exact(rows: Vectors, query: Vectors) -> Sequence[int]:
@@ -208,7 +208,7 @@ def _timed(data: Data, find: Find) -> tuple[list[float], float]:
         begin = time.perf_counter()
         found = find(query)
         times.append(time.perf_counter() - begin)
-        right += len(nearest.intersection(found))
+        right += len(nearest.intersection(map(int, found)))
     return times, right / TOP / len(times)
 
 
