@@ -16,11 +16,9 @@ import asyncio
 import math
 import re
 import time
-import traceback
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
@@ -46,6 +44,7 @@ from hub_server.calls import (
 )
 from hub_server.errors import HubError, Reason, reason_name, to_status
 from hub_server.ids import new_id
+from hub_server.logs import causes
 
 REQUEST_ID_METADATA: Final = "x-request-id"
 ACT_AS_METADATA: Final = "act-as"
@@ -60,7 +59,6 @@ MOST_UPLOADS: Final = 64
 _UPLOAD_SECONDS: Final = 600.0
 # After a pause of the reader's what was read before it is read again: it may be his no longer.
 _STALE_SECONDS: Final = 0.2
-_HUB: Final = Path(__file__).parent
 
 T = TypeVar("T")
 
@@ -497,20 +495,3 @@ async def _abort(context: Context, call: Call, refusal: Status) -> NoReturn:
 def _left(end: float) -> float:
     """Return how many seconds are left, 0 when none are."""
     return max(end - time.monotonic(), 0)
-
-
-def causes(error: BaseException) -> Sequence[str]:
-    """Return where an error and its causes came from, as ``Type at file:line``.
-
-    Their texts are left out: drivers put values into them, and values are the words of users.
-    """
-    found: list[str] = []
-    link: BaseException | None = error
-    while link is not None:
-        frames = traceback.extract_tb(link.__traceback__)
-        ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_HUB)]
-        places = [f" at {Path(frame.filename).name}:{frame.lineno}" for frame in ours or frames]
-        state = getattr(link, "sqlstate", None)
-        found.append(type(link).__name__ + (f" {state}" if state else "") + "".join(places[-1:]))
-        link = link.__cause__ or link.__context__
-    return found

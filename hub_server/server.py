@@ -47,7 +47,8 @@ from hub_server.knowledge.search import KnowledgeSearch
 from hub_server.knowledge.service import KnowledgeService
 from hub_server.knowledge.servicer import KnowledgeServicer
 from hub_server.knowledge.watching import DocumentWatches
-from hub_server.memory.service import Clock, MemoryService, Rules, utc_now
+from hub_server.memory.rules import Clock, Rules, utc_now
+from hub_server.memory.service import MemoryService
 from hub_server.memory.servicer import MemoryServicer
 from hub_server.paging import PageTokens
 from hub_server.passwords import Passwords

@@ -1,16 +1,12 @@
 """Small pools of threads with bounded queues, for work that would hold up the event loop."""
 
 import asyncio
-import os
-import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from hub_server.errors import HubError, Reason
-
-_YIELDING_NICENESS: Final = 10
+from hub_server.retrieval.threads import give_way
 
 T = TypeVar("T")
 
@@ -20,7 +16,7 @@ class Workers:
 
     def __init__(self, name: str, *, threads: int, most_waiting: int, yields: bool = False) -> None:
         """``most_waiting`` counts what runs too. Threads that yield run when no others want to."""
-        begin = _yield if yields else None
+        begin = give_way if yields else None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=begin)
         self._most_waiting = most_waiting
         self._waiting = 0
@@ -42,9 +38,3 @@ class Workers:
     def close(self) -> None:
         """End the pool without waiting for work nobody waits for."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _yield() -> None:
-    """Let the other threads of this process go first; only Linux has niceness by thread."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _YIELDING_NICENESS)

@@ -32,7 +32,7 @@ from hub_server.identity.access_repository import AccessRepository
 from hub_server.identity.scopes import EVERYTHING
 from hub_server.identity.secrets import Secret
 from hub_server.ids import new_id
-from hub_server.memory.service import Clock, utc_now
+from hub_server.memory.rules import Clock, utc_now
 from hub_server.server import serving
 from hub_server.settings import Settings
 

@@ -21,9 +21,9 @@ from hub_server.context.assembling import (
 from hub_server.context.repository import ContextRepository
 from hub_server.database import Database
 from hub_server.ids import new_id
+from hub_server.memory.rules import Clock, Rules, utc_now
 from hub_server.memory.sameness import content_hash
 from hub_server.memory.scoring import Weights, scored
-from hub_server.memory.service import Clock, Rules, utc_now
 from hub_server.retrieval.view import Candidate
 from hub_server.rows import Row, owned
 from hub_server.search import Hit, Query, Search, Source, looked

@@ -26,10 +26,10 @@ from hub_server.erasure.plan import Part
 from hub_server.erasure.repository import ErasureRepository, claim
 from hub_server.errors import HubError
 from hub_server.idempotency import NO_TENANT
+from hub_server.logs import causes
 from hub_server.retrieval.index import Index
 from hub_server.retrieval.views import Space
 from hub_server.rows import Row
-from hub_server.rpc import causes
 from hub_server.spaces import KINDS
 
 _AT_A_TIME: Final = 4

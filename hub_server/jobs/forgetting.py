@@ -11,9 +11,9 @@ import structlog
 
 from hub_server.database import Database
 from hub_server.erasure.repository import ERASURES, gone
+from hub_server.logs import causes
 from hub_server.retrieval.index import Index
 from hub_server.retrieval.views import Space
-from hub_server.rpc import causes
 from hub_server.spaces import KINDS
 from hub_server.wakeups import Wakeups
 

@@ -33,8 +33,8 @@ from hub_server.knowledge.file_repository import FileRepository
 from hub_server.knowledge.files import UNTITLED
 from hub_server.knowledge.repository import KnowledgeRepository, claim_document
 from hub_server.knowledge.service import KIND
+from hub_server.logs import causes
 from hub_server.rows import Row
-from hub_server.rpc import causes
 from hub_server.workers import Workers
 
 _THREADS: Final = 2

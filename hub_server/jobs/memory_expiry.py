@@ -7,9 +7,9 @@ import structlog
 
 from hub_server.caller import Caller
 from hub_server.database import Database
+from hub_server.logs import causes
 from hub_server.memory.turn import Turn
 from hub_server.memory.write_repository import due_memories
-from hub_server.rpc import causes
 
 _BATCH: Final = 100
 

@@ -17,8 +17,8 @@ from hub_server.chat.search_repository import SearchRepository
 from hub_server.database import Database
 from hub_server.embedding import EmbeddingError, TextRefusedError
 from hub_server.embedding.models import Models
+from hub_server.logs import causes
 from hub_server.rows import Row
-from hub_server.rpc import causes
 from hub_server.workers import Workers
 
 _MOST_WAITING: Final = 10_000

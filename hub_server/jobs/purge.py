@@ -11,7 +11,7 @@ from hub_server.database import Database
 from hub_server.identity.system_repository import SystemRepository
 from hub_server.jobs import memory_expiry
 from hub_server.knowledge.file_repository import purge_files
-from hub_server.rpc import causes
+from hub_server.logs import causes
 
 _EVERY_SECONDS: Final = 3600.0
 # For so long who asks why a token was refused can still find its login.

@@ -22,9 +22,9 @@ from hub_server.errors import HubError
 from hub_server.knowledge.chunking import embedded
 from hub_server.knowledge.reembed_repository import ReembedRepository, claim_reembedding
 from hub_server.knowledge.service import KIND as KNOWLEDGE
+from hub_server.logs import causes
 from hub_server.retrieval.views import Space
 from hub_server.rows import Row
-from hub_server.rpc import causes
 from hub_server.search import Pull, Query, Search
 from hub_server.workers import Workers
 

@@ -16,6 +16,7 @@ from hub_server.idempotency import Claims, Retry
 from hub_server.memory.remembering import Judge, Statement
 from hub_server.memory.report import MOST_MEMORIES, Finding, findings
 from hub_server.memory.repository import MemoryRepository, by_model, indexed
+from hub_server.memory.rules import Clock, Rules, utc_now
 from hub_server.memory.sameness import content_hash
 from hub_server.memory.scoring import Scored, Weights, confidence_now, scored
 from hub_server.memory.turn import KIND, Remembered, Turn
@@ -41,24 +42,6 @@ _RESTORABLE: Final = ("active", "superseded", "forgotten")
 _MOST_TRIES: Final = 3
 
 T = TypeVar("T")
-Clock = Callable[[], dt.datetime]
-
-
-def utc_now() -> dt.datetime:
-    """Return the time."""
-    return dt.datetime.now(dt.UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What an operator may set."""
-
-    near_duplicate: float = 0.95
-    """The cosine from which a text may be the same as another."""
-    half_life: dt.timedelta = dt.timedelta(days=90)
-    """After which half of an unproved inference's confidence is left."""
-    hourly_rate: int = 0
-    """How often within an hour a user may be told about; 0 = any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +63,7 @@ class MemoryService:
         self,
         database: Database,
         search: Search,
-        rules: Rules = Rules(),
+        rules: Rules,
         clock: Clock = utc_now,
     ) -> None:
         """Keep everything in the given database and find it by the given search."""

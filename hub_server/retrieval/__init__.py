@@ -14,5 +14,6 @@ view.py        one search space: applies changes to both indexes, answers search
 stats.py       what is told of views
 packing.py     strings -> bytes, for snapshots
 snapshots.py   views on disk: written, read, checked, forgotten
-views.py       the views of a process: catching up, locking, threads, eviction
+threads.py     work in threads, waited for by the event loop
+views.py       the views of a process: catching up, locking, eviction
 """

@@ -6,30 +6,27 @@ writes snapshots. No search waits for either.
 
 import asyncio
 import datetime as dt
-import os
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import structlog
 
 from hub_server.retrieval.matrix import Matrix
 from hub_server.retrieval.snapshots import Snapshots, Space
 from hub_server.retrieval.stats import Check, Stats, Totals
+from hub_server.retrieval.threads import give_way, run
 from hub_server.retrieval.view import Candidate, Change, View
 
 __all__ = ["Pull", "Space", "Views"]
 
 Pull = Callable[[int], Awaitable[Sequence[Change]]]
 """Returns the next page of changes with seq > the argument, in seq order; empty = none left."""
-
-_Result = TypeVar("_Result")
 
 # Work on at most so much runs on the event loop, where it takes about a millisecond at most
 # (measured on one core of two: searching 500 abstracts of 1,000 characters by a sentence 0.6 ms,
@@ -42,7 +39,6 @@ _MOST_UNSAVED: Final = 0.05  # share of the rows of a view
 _LARGE: Final = 4 << 20  # bytes from which a view is worth a snapshot
 _MOST_LEAVING: Final = 4  # views kept over the budget until they are saved
 _CLOSE_SECONDS: Final = 10.0  # for the snapshots at shutdown
-_NICENESS: Final = 10
 _RECALL_SAMPLE: Final = 100
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("hub.views")
@@ -90,7 +86,7 @@ class Views:
         self._snapshots = None if folder is None else Snapshots(folder)
         if self._snapshots is not None:
             self._snapshots.clear()
-        self._builder = ThreadPoolExecutor(1, thread_name_prefix="build", initializer=_yield)
+        self._builder = ThreadPoolExecutor(1, thread_name_prefix="build", initializer=give_way)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._closing = threading.Event()
         self._rebuilding = asyncio.Lock()
@@ -143,7 +139,7 @@ class Views:
                     small = len(view) <= _INLINE_ROWS and len(query_text) <= _INLINE_CHARS
                     small = small and len(among or ()) <= _INLINE_ROWS
                     search = partial(view.search, query_text, query_vector, limit, among)
-                    return await _run(search, inline=small)
+                    return await run(search, inline=small)
                 finally:
                     entry.nbytes = view.nbytes
         finally:
@@ -166,12 +162,12 @@ class Views:
                 await _catch_up(view, max(last_seq, seq), pull)
                 newer: dict[str, Change] = {}
                 end = max(await _read(newer, seq, pull), view.applied_seq)
-                await _run(partial(view.apply, list(newer.values())), inline=False)
+                await run(partial(view.apply, list(newer.values())), inline=False)
                 view.advance(end)
                 rows |= newer
-                flaws = await _run(partial(view.flaws, rows.values()), inline=False)
+                flaws = await run(partial(view.flaws, rows.values()), inline=False)
                 entry.nbytes = view.nbytes
-            recall = await _run(partial(view.recall, _RECALL_SAMPLE), inline=False)
+            recall = await run(partial(view.recall, _RECALL_SAMPLE), inline=False)
             return Check(sum(len(change.rows) for change in rows.values()), flaws, recall)
         finally:
             self._left(space, entry)
@@ -320,7 +316,7 @@ class Views:
         entry.churn_saved, entry.view = None, None
         if self._snapshots is not None:
             load = partial(self._loaded, self._snapshots, space)
-            entry.epoch, view = await _run(load, inline=False)
+            entry.epoch, view = await run(load, inline=False)
             # One that is ahead may be of another life of the database, and is not trusted.
             fits = view is not None and (view.dimension, view.language) == (dimension, language)
             if view is not None and fits and view.applied_seq <= last_seq:
@@ -369,7 +365,7 @@ class Views:
     def _start(
         self, space: Space, entry: _Entry, work: Callable[[Space, _Entry], Awaitable[None]]
     ) -> None:
-        async def run() -> None:
+        async def tend() -> None:
             try:
                 await work(space, entry)
             except Exception as error:  # noqa: BLE001 - a graph and a snapshot are only for speed
@@ -379,7 +375,7 @@ class Views:
                 entry.task = None
                 self._evict()
 
-        entry.task = asyncio.create_task(run())
+        entry.task = asyncio.create_task(tend())
         self._tasks.add(entry.task)
         entry.task.add_done_callback(self._tasks.discard)
 
@@ -394,7 +390,7 @@ class Views:
 
         if entry.churn_saved is None and self._is_to_save(entry):
             await self._save(space, entry)
-        await _run(partial(view.build, is_stopped), inline=False, executor=self._builder)
+        await run(partial(view.build, is_stopped), inline=False, executor=self._builder)
         if not is_stopped():
             entry.built_at, entry.nbytes = dt.datetime.now(dt.UTC), view.nbytes
             if self._is_to_save(entry):
@@ -413,9 +409,9 @@ class Views:
             if view is None or not view.is_whole or self._snapshots is None:
                 return
             entry.churn_saved, epoch = view.churn, entry.epoch
-            dump = await _run(view.dump, inline=False)
+            dump = await run(view.dump, inline=False)
         save = partial(self._snapshots.save, space, epoch, dump)
-        is_saved = await _run(save, inline=False, executor=self._writer)
+        is_saved = await run(save, inline=False, executor=self._writer)
         if is_saved:
             entry.saved_at = dt.datetime.now(dt.UTC)
         elif is_saved is None:
@@ -476,35 +472,5 @@ async def _catch_up(view: View, last_seq: int, pull: Pull) -> None:
             len(view) + len(rows) <= _INLINE_ROWS
             and sum(len(row.text) for row in rows) <= _INLINE_CHARS
         )
-        await _run(partial(view.apply, changes), inline=small)
+        await run(partial(view.apply, changes), inline=small)
         _newer(before, view.applied_seq)
-
-
-async def _run(
-    work: Callable[[], _Result], *, inline: bool, executor: Executor | None = None
-) -> _Result:
-    """Run `work` here or in a thread; when cancelled, first wait for the thread to end.
-
-    A thread cannot be stopped. If its caller left the lock while it still changed the view, the
-    next search would read a view in mid-change. Nor can anyone else cancel the wait: what is
-    awaited is the executor's future, which is no task.
-    """
-    if inline:
-        return work()
-    future = asyncio.get_running_loop().run_in_executor(executor, work)
-    cancelled = False
-    while not future.done():
-        try:
-            await asyncio.wait([future])
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        future.exception()  # seen, or asyncio would report it as never retrieved
-        raise asyncio.CancelledError
-    return future.result()
-
-
-def _yield() -> None:
-    """Let the other threads of this process go first; only Linux has niceness by thread."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
