@@ -155,25 +155,18 @@ async def _compose(
 ) -> tuple[dict[str, object], Sequence[Coroutine[Any, Any, None]]]:
     """Build the servicers, by room, and the jobs that work for them."""
     pages = PageTokens(await shared_key(database, "page_token"))
-    peppers = read_peppers(settings)
-    passwords = await asyncio.to_thread(Passwords, peppers, settings.password_min_length)
+    passwords = await asyncio.to_thread(
+        Passwords, read_peppers(settings), settings.password_min_length
+    )
+    stack.callback(passwords.close)
     index = _index(settings, database)
     stack.push_async_callback(index.close)
-    # A thread that waits for another server computes nothing.
-    threads = _EMBEDDING_THREADS if remote(settings.embedding) is None else _REMOTE_THREADS
-    search = Search(models, index, threads)
+    search = _search(settings, models, index)
     stack.callback(search.close)
-    stack.callback(passwords.close)
     lease = dt.timedelta(seconds=settings.ingestion_lease)
     parsing = Parsing(megabytes=settings.parse_mb, seconds=settings.parse_seconds)
     ingestion = Ingestion(database, models, lease, parsing)
-    terms = Terms(
-        token_ttl=dt.timedelta(seconds=settings.token_ttl),
-        refresh_ttl=dt.timedelta(seconds=settings.refresh_ttl),
-        attempts=settings.login_attempts,
-        window=dt.timedelta(seconds=settings.login_window),
-        account_key=await shared_key(database, "login_throttle"),
-    )
+    terms = _terms(settings, await shared_key(database, "login_throttle"))
     wakeups = Wakeups(database)
     if settings.pooler == "none":  # through a pooler nobody can listen, so watchers look again
         stack.push_async_callback(_cancel, asyncio.create_task(wakeups.run()))
@@ -214,29 +207,38 @@ async def _compose(
         _memory_rules(settings),
         clock,
     )
-    watches = DocumentWatches(knowledge, wakeups, settings.heartbeat)
+    watches = Watches(chat, wakeups, settings.heartbeat)
+    document_watches = DocumentWatches(knowledge, wakeups, settings.heartbeat)
     return {
         "identity": identity,
-        "chat": ChatServicer(
-            chat,
-            appends,
-            tokens,
-            Watches(chat, wakeups, settings.heartbeat),
-            messages,
-            contexts,
-            pages,
-        ),
+        "chat": ChatServicer(chat, appends, tokens, watches, messages, contexts, pages),
         "memory": MemoryServicer(memory, pages),
         "knowledge": KnowledgeServicer(
             knowledge,
             found,
             OwnVectors(database, search),
             Reembeddings(database, models, reembedding.wake),
-            watches,
+            document_watches,
             Indexes(search, found, {"memory": memory.source, "messages": messages.source}),
             pages,
         ),
     }, (ingestion.run(), reembedding.run(), erasing.run(), forgetting.run(database, index, wakeups))
+
+
+def _terms(settings: Settings, account_key: bytes) -> Terms:
+    return Terms(
+        token_ttl=dt.timedelta(seconds=settings.token_ttl),
+        refresh_ttl=dt.timedelta(seconds=settings.refresh_ttl),
+        attempts=settings.login_attempts,
+        window=dt.timedelta(seconds=settings.login_window),
+        account_key=account_key,
+    )
+
+
+def _search(settings: Settings, models: Models, index: Index) -> Search:
+    # A thread that waits for another server computes nothing.
+    is_remote = remote(settings.embedding) is not None
+    return Search(models, index, _REMOTE_THREADS if is_remote else _EMBEDDING_THREADS)
 
 
 def _index(settings: Settings, database: Database) -> Index:
