@@ -157,6 +157,10 @@ class SenderTooSlowError(HubError):
     """Nothing was sent for too long; nothing is kept of what was."""
 
 
+class AnswerTooLargeError(HubError):
+    """The answer would be too large; ask for less at a time."""
+
+
 class ImportConflictError(HubError):
     """A record of an import is here already with other content, or is not the user's."""
 
@@ -194,6 +198,7 @@ _BY_REASON: Final[Mapping[str, type[HubError]]] = {
     "MEMORY_STATUS": MemoryStatusError,
     "MEMORY_RATE": MemoryRateError,
     "SENDER_TOO_SLOW": SenderTooSlowError,
+    "ANSWER_TOO_LARGE": AnswerTooLargeError,
     "IMPORT_CONFLICT": ImportConflictError,
 }
 # What gRPC itself reports, without the hub having answered.

@@ -86,6 +86,10 @@ _STATUS: Final[dict[int, tuple[grpc.StatusCode, str]]] = {
         grpc.StatusCode.ABORTED,
         "nothing was sent for too long; nothing is kept of what was",
     ),
+    Reason.REASON_ANSWER_TOO_LARGE: (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "the answer has {size_bytes} bytes, more than the hub sends in one; ask for less at a time",
+    ),
     Reason.REASON_SESSION_ENDED: (grpc.StatusCode.FAILED_PRECONDITION, "the session has ended"),
     Reason.REASON_SESSION_LIMIT: (
         grpc.StatusCode.RESOURCE_EXHAUSTED,

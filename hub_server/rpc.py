@@ -55,6 +55,7 @@ _MOMENT_SECONDS: Final = 0.05
 MOST_READS: Final = 16
 # Each may hold one message that is not counted yet, of the 8 MiB that gRPC lets through.
 MOST_UPLOADS: Final = 64
+LARGEST_ANSWER: Final = 64 << 20  # bytes; most are cut far below, see paging
 # Without anything being stored, whatever the client's deadline.
 _UPLOAD_SECONDS: Final = 600.0
 # After a pause of the reader's what was read before it is read again: it may be his no longer.
@@ -312,7 +313,7 @@ class Rpc:
         with held:
             caller = await self._admitted(call, {})
             assert caller is not None  # noqa: S101 - no stream is public
-            return (await intake.finish(caller)).SerializeToString()
+            return _sealed(await intake.finish(caller))
 
     async def _part(self, work: Coroutine[Any, Any, T], end: float) -> T:
         """Do a part of a stream's work, with a deadline of its own."""
@@ -388,8 +389,7 @@ class Rpc:
         """Serve a call and log one line of it, with nothing that is sensitive."""
         facts = call.facts()
         with self._logged(call, facts):
-            answer: Message = await self._worked(call, raw, facts)
-            return answer.SerializeToString()
+            return _sealed(await self._worked(call, raw, facts))
 
     @contextmanager
     def _logged(self, call: Call, facts: dict[str, object]) -> Iterator[None]:
@@ -454,6 +454,14 @@ class Rpc:
         """Tell whether somebody should look into it; that a stopping hub is gone is as it was."""
         is_gone = error.reason == Reason.REASON_UNAVAILABLE and not self._is_draining
         return is_gone or error.reason == Reason.REASON_INTERNAL
+
+
+def _sealed(answer: Message) -> bytes:
+    # Of one that is too large gRPC would say no more than that, and not as an error of the hub.
+    sealed = answer.SerializeToString()
+    if len(sealed) > LARGEST_ANSWER:
+        raise HubError(Reason.REASON_ANSWER_TOO_LARGE, size_bytes=str(len(sealed)))
+    return sealed
 
 
 async def _done_by(task: asyncio.Task[Any], deadline: float) -> bool:

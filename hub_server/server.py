@@ -55,7 +55,7 @@ from hub_server.passwords import Passwords
 from hub_server.pgvector import EXACT_COST, PgVector
 from hub_server.retrieval.index import Index
 from hub_server.retrieval.views import Views
-from hub_server.rpc import MOST_READS, Rpc
+from hub_server.rpc import LARGEST_ANSWER, MOST_READS, Rpc
 from hub_server.search import Search
 from hub_server.settings import Settings
 from hub_server.tokenizer import Tokenizer
@@ -71,8 +71,6 @@ SERVICES: Final = {
 _MEBIBYTE: Final = 1 << 20
 # A document of 4 MiB and what stands beside it; the limits of the fields are checked after that.
 _LARGEST_REQUEST: Final = 8 * _MEBIBYTE
-# Pages are cut well below this; see paging.
-_LARGEST_ANSWER: Final = 64 * _MEBIBYTE
 # So many of the largest files, or many more small ones, are received at a time.
 _WHOLE_UPLOADS: Final = 4
 _LOOKAHEAD: Final = 1 << 18
@@ -283,7 +281,7 @@ async def _listen(
             # share one, which their parent holds against every other hub; see cli.port.
             ("grpc.so_reuseport", int(settings.workers > 1)),
             ("grpc.max_receive_message_length", _LARGEST_REQUEST),
-            ("grpc.max_send_message_length", _LARGEST_ANSWER),
+            ("grpc.max_send_message_length", LARGEST_ANSWER),
             # What gRPC takes of a stream before anybody reads it. It would measure the network, and
             # take tens of MB of each upload over a fast one, also of those refused.
             ("grpc.http2.bdp_probe", 0),

@@ -2169,7 +2169,8 @@ class KnowledgeClient:
         but the queries are embedded together, and all of them see one state. What is
         recorded for a session is recorded for all of them or for none.
 
-        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
+        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED,
+        ANSWER_TOO_LARGE.
         """
         return self._transport.call(
             "/hub.v1.KnowledgeService/BatchSearch", request, BatchSearchResponse, timeout
@@ -2465,7 +2466,8 @@ class AsyncKnowledgeClient:
         but the queries are embedded together, and all of them see one state. What is
         recorded for a session is recorded for all of them or for none.
 
-        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
+        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED,
+        ANSWER_TOO_LARGE.
         """
         return await self._transport.call(
             "/hub.v1.KnowledgeService/BatchSearch", request, BatchSearchResponse, timeout

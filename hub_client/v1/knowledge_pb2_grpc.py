@@ -338,7 +338,8 @@ class KnowledgeServiceServicer:
         but the queries are embedded together, and all of them see one state. What is
         recorded for a session is recorded for all of them or for none.
 
-        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
+        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED,
+        ANSWER_TOO_LARGE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

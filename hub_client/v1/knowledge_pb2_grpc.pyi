@@ -163,7 +163,8 @@ class KnowledgeServiceStub:
     but the queries are embedded together, and all of them see one state. What is
     recorded for a session is recorded for all of them or for none.
 
-    Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
+    Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED,
+    ANSWER_TOO_LARGE.
     """
     GetIndexStats: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.GetIndexStatsRequest, _knowledge_pb2.GetIndexStatsResponse]
     """Tells of the index that serves the searches of one space: what the process that
@@ -326,7 +327,8 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     but the queries are embedded together, and all of them see one state. What is
     recorded for a session is recorded for all of them or for none.
 
-    Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
+    Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED,
+    ANSWER_TOO_LARGE.
     """
     GetIndexStats: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.GetIndexStatsRequest, _knowledge_pb2.GetIndexStatsResponse]  # type: ignore[assignment]
     """Tells of the index that serves the searches of one space: what the process that
@@ -588,7 +590,8 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
         but the queries are embedded together, and all of them see one state. What is
         recorded for a session is recorded for all of them or for none.
 
-        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
+        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED,
+        ANSWER_TOO_LARGE.
         """
 
     @_abc_1.abstractmethod

@@ -1,8 +1,7 @@
 """Every reason of the contract: its status code, its details, and what the protos say of it."""
 
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import grpc
 import pytest
@@ -12,22 +11,11 @@ from google.rpc import code_pb2, error_details_pb2
 from hub_client.v1.options_pb2 import Reason
 from hub_server.errors import HubError, reason_name, to_status
 from tests.contract.protos import comments
+from tests.reasons import FACTS, REASONS
 
-_REASONS: Final = [value for value in Reason.values() if value != Reason.REASON_UNSPECIFIED]
-# What the messages of some reasons are filled with.
-_FACTS: Final[Mapping[str, Any]] = {
-    "required": "SERVICE",
-    "feature": "enable_rag",
-    "resource": "user",
-    "limit": "3",
-    "subject": "max_sessions",
-    "last_seq": "7",
-    "status": "active",
-    "id": "an id",
-}
 _CODES: Final = [code.name for code in grpc.StatusCode if code.name != "OK"]
 
-of_each_reason = pytest.mark.parametrize("reason", _REASONS, ids=reason_name)
+of_each_reason = pytest.mark.parametrize("reason", REASONS, ids=reason_name)
 
 
 def _comment(reason: Reason.ValueType) -> str:
@@ -35,7 +23,7 @@ def _comment(reason: Reason.ValueType) -> str:
 
 
 def _error(reason: Reason.ValueType) -> HubError:
-    return HubError(reason, **_FACTS)
+    return HubError(reason, **FACTS)
 
 
 def _details(reason: Reason.ValueType, kind: type[Message]) -> list[bytes]:
@@ -67,7 +55,7 @@ def test_error_info_tells_the_reason(reason: Reason.ValueType) -> None:
     first = to_status(_error(reason), "an id").details[0]
     info = error_details_pb2.ErrorInfo.FromString(first.value)
     assert (info.reason, info.domain) == (Reason.Name(reason).removeprefix("REASON_"), "hub")
-    assert dict(info.metadata) == {**_FACTS, "request_id": "an id"}
+    assert dict(info.metadata) == {**FACTS, "request_id": "an id"}
 
 
 @of_each_reason

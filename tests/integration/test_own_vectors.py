@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from google.protobuf import json_format
@@ -13,6 +14,7 @@ from hub_client import errors
 from hub_client.v1 import (
     AddChunksRequest,
     AddChunksResponse,
+    BatchSearchRequest,
     DeleteDocumentRequest,
     Document,
     DocumentStatus,
@@ -22,11 +24,13 @@ from hub_client.v1 import (
     RetryDocumentRequest,
     SearchHit,
     SearchMode,
+    SearchQuery,
     SearchRequest,
     UndeleteDocumentRequest,
     UpdateDocumentRequest,
     User,
 )
+from hub_server.rpc import LARGEST_ANSWER
 from tests.support import Tenant
 
 _MODEL = "elsewhere-3"
@@ -273,6 +277,23 @@ async def test_a_document_has_so_many_chunks_at_most(tenant: Tenant, user: User)
     assert await told(add(tenant, user, document_id=document.document_id)) == (
         ("document_id", "must be of another document: this one is full, with 10,000 chunks"),
     )
+
+
+async def test_an_answer_that_is_too_large_is_refused(tenant: Tenant, user: User) -> None:
+    """It is told how large it is; what is asked for less at a time comes."""
+    for _ in range(3):
+        await add(tenant, user, chunks=own(np.ones((100, 3)), ["x" * 65_536] * 100))
+    query = SearchQuery(vector=packed([1, 1, 1]), embedding_model=_MODEL, top_k=200)
+    queries, most = [query] * 6, LARGEST_ANSWER // (200 * 65_536)
+    with pytest.raises(errors.AnswerTooLargeError) as caught:
+        await tenant.client.knowledge.batch_search(
+            BatchSearchRequest(user_id=user.user_id, queries=queries)
+        )
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert int(caught.value.metadata["size_bytes"]) > LARGEST_ANSWER
+    fewer = BatchSearchRequest(user_id=user.user_id, queries=queries[: most - 1])
+    results = (await tenant.client.knowledge.batch_search(fewer)).search_results
+    assert [len(one.hits) for one in results] == [200] * (most - 1)
 
 
 async def test_a_least_score_leaves_out_what_scores_less_without_it(

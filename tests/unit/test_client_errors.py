@@ -1,8 +1,7 @@
 """What the client makes of a failed call's status, without a hub."""
 
 import pickle
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import grpc
 import hypothesis.strategies as st
@@ -17,19 +16,8 @@ from hub_client.errors import from_rpc
 from hub_client.v1.options_pb2 import Reason
 from hub_server.errors import HubError as Refusal
 from hub_server.errors import reason_name, to_status
+from tests.reasons import FACTS, REASONS
 
-_REASONS: Final = [value for value in Reason.values() if value != Reason.REASON_UNSPECIFIED]
-# What the messages of some reasons are filled with.
-_FACTS: Final[Mapping[str, Any]] = {
-    "required": "SERVICE",
-    "feature": "enable_rag",
-    "resource": "user",
-    "limit": "3",
-    "subject": "max_sessions",
-    "last_seq": "7",
-    "status": "active",
-    "id": "an id",
-}
 _KEY: Final = "grpc-status-details-bin"
 _VIOLATIONS: Final = [("email", "is required"), ("password", "is required")]
 _STATUS: Final = to_status(
@@ -48,19 +36,19 @@ def _read(raw: bytes | str, code: grpc.StatusCode = grpc.StatusCode.NOT_FOUND) -
     return from_rpc(code, "the message", {_KEY: raw})
 
 
-@pytest.mark.parametrize("reason", _REASONS, ids=reason_name)
+@pytest.mark.parametrize("reason", REASONS, ids=reason_name)
 def test_a_reason_has_a_class_of_its_own(reason: Reason.ValueType) -> None:
     """`except NotFoundError` catches NOT_FOUND and nothing else."""
-    error = _read(to_status(Refusal(reason, **_FACTS), "an id").SerializeToString())
+    error = _read(to_status(Refusal(reason, **FACTS), "an id").SerializeToString())
     words = reason_name(reason).replace("_", " ").title().replace(" ", "")
     assert type(error) is getattr(errors, f"{words}Error")
     assert error.reason == reason_name(reason)
-    assert (error.request_id, error.metadata) == ("an id", _FACTS)
+    assert (error.request_id, error.metadata) == ("an id", FACTS)
 
 
 def test_no_two_reasons_share_a_class() -> None:
     """Every subclass of HubError stands for one reason."""
-    assert len(HubError.__subclasses__()) == len(_REASONS)
+    assert len(HubError.__subclasses__()) == len(REASONS)
 
 
 def test_an_error_tells_all_that_the_hub_told() -> None:
