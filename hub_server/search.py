@@ -30,6 +30,8 @@ _EMBED_SECONDS: Final = 10.0
 # Proposals beyond top_k, so that a few that Postgres refuses cost no second round.
 _SPARE: Final = 10
 WIDEN: Final = 4
+# Ids that are found while a row is read, with its words and metadata.
+_IDS_OF_A_ROW: Final = 16
 # What changes under a search makes it look again; this often only where it changes all the time.
 _MOST_LOOKS: Final = 20
 
@@ -38,6 +40,9 @@ State = TypeVar("State")
 Pull = Callable[[int], Awaitable[Sequence[Change]]]
 Read = Callable[[Sequence[str]], Awaitable[Mapping[str, Row]]]
 Choose = Callable[[Sequence["Hit"]], Sequence["Hit"]]
+Narrow = Callable[[Sequence["Hit"], int], Awaitable[Sequence[str] | None]]
+"""Returns the ids of all rows that may be wanted beside these hits, or None if there are more than
+so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,10 @@ class Hit:
 
     row: Row
     candidate: Candidate
+
+
+async def _not_known(_: Sequence[Hit], __: int) -> None:
+    """Know of no rows among which the wanted ones are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +147,7 @@ class Search:
         except TimeoutError as error:
             raise HubError(Reason.REASON_UNAVAILABLE) from error
 
-    async def hits(
+    async def hits(  # noqa: PLR0913 - what is searched, what is asked, what is wanted of it
         self,
         space: Space,
         state: Row,
@@ -147,7 +156,9 @@ class Search:
         pull: Pull,
         read: Read,
         chosen: Choose = lambda hits: hits,
+        *,
         among: Sequence[str] | None = None,
+        narrowed: Narrow = _not_known,
     ) -> Sequence[Hit]:
         """Return the best rows of a space, at most ``top_k``, best first.
 
@@ -155,6 +166,7 @@ class Search:
         last_seq before it is asked. ``read`` returns, by id, the rows that may be shown, and
         ``chosen`` those hits of them that are wanted; too few, and the view is asked for more.
         ``among`` confines the search to the rows with these ids; None = it is not confined.
+        Before the view is asked for more, ``narrowed`` may tell that these are few, or none.
         """
         limit = top_k + _SPARE
         while True:
@@ -166,6 +178,11 @@ class Search:
             if len(hits) >= top_k or is_all:
                 return hits[:top_k]
             limit *= WIDEN
+            if (few := await narrowed(hits, limit * _IDS_OF_A_ROW)) is not None:
+                if not few:
+                    return hits
+                # With those by which scores are scaled.
+                among = [*few, *(candidate.row_id for candidate in candidates)]
 
     async def candidates(
         self,

@@ -70,6 +70,13 @@ class Asked:
                 found.append(hit)
         return found
 
+    def full(self, hits: Sequence[Hit]) -> Sequence[str]:
+        """Return the documents of which no more chunks are wanted beside these hits."""
+        if not self.max_per_document:
+            return []
+        counts = Counter(hit.row["document_id"] for hit in hits)
+        return [one for one, count in counts.items() if count >= self.max_per_document]
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -91,6 +98,17 @@ class Found:
     """Where the hit's chunk has words of the query."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What one search finds, and at which seq of the space."""
+
+    hits: Sequence[Hit]
+    found: Sequence[Found]
+    seq: int
+    is_outdated: bool
+    """Whether something is gone, and what came meanwhile was not looked at."""
+
+
 class KnowledgeSearch:
     """Finds chunks of users."""
 
@@ -110,11 +128,16 @@ class KnowledgeSearch:
         model = self._search.models.in_use(state["embedding_model"])
         several = [replace(one, embedding_model=one.embedding_model or model) for one in several]
         vectors = await self._vectors(caller, user_id, several, model)
-        answers = [
-            await self._answer(caller, user_id, state, asked, vector)
-            for asked, vector in zip(several, vectors, strict=True)
-        ]
-        hits, found = [hits for hits, _ in answers], [found for _, found in answers]
+        asked = list(zip(several, vectors, strict=True))
+
+        async def look(state: Row) -> tuple[Sequence[_Answer], bool]:
+            answers = [await self._answer(caller, user_id, state, *one) for one in asked]
+            # What was written since may be proposed to one of several, and not to another.
+            is_apart = len(answers) > 1 and any(one.seq > state["last_seq"] for one in answers)
+            return answers, is_apart or any(one.is_outdated for one in answers)
+
+        answers = await looked(state, look, lambda: self._state(caller, user_id, Served()))
+        hits, found = [one.hits for one in answers], [one.found for one in answers]
         language = state["preferred_language"]
         shown = await asyncio.to_thread(_highlighted, language, several, found)
         if served.session_id and any(hits):
@@ -208,16 +231,12 @@ class KnowledgeSearch:
         state: Row,
         asked: Asked,
         vector: NDArray[np.float32] | None,
-    ) -> tuple[Sequence[Hit], Sequence[Found]]:
+    ) -> _Answer:
         """Return the hits, and these with what is around them."""
-
-        async def look(state: Row) -> tuple[tuple[Sequence[Hit], Sequence[Found]], bool]:
-            hits, is_outdated = await self._hits(caller, user_id, state, asked, vector)
-            found = await self._found(caller, user_id, asked, hits)
-            is_lost = len(hits) > sum(len(one.chunk_ids) or 1 for one in found)
-            return (hits, found), is_outdated or is_lost
-
-        return await looked(state, look, lambda: self._state(caller, user_id, Served()))
+        hits, seq, is_outdated = await self._hits(caller, user_id, state, asked, vector)
+        found = await self._found(caller, user_id, asked, hits)
+        is_lost = len(hits) > sum(len(one.chunk_ids) or 1 for one in found)
+        return _Answer(hits, found, seq, is_outdated or is_lost)
 
     async def _hits(
         self,
@@ -226,9 +245,10 @@ class KnowledgeSearch:
         state: Row,
         asked: Asked,
         vector: NDArray[np.float32] | None,
-    ) -> tuple[Sequence[Hit], bool]:
-        """Return the hits, and whether a document has changed that may be one."""
-        among, model, is_outdated = None, asked.embedding_model, False
+    ) -> tuple[Sequence[Hit], int, bool]:
+        """Return the hits, at which seq, and whether a document has changed that may be one."""
+        among, model, seq = None, asked.embedding_model, 0
+        is_confined, is_outdated = asked.is_filtered, False
         if asked.is_filtered:
             async with self._database.statement(caller) as connection:
                 repository = SearchRepository(connection, caller.tenant_id, user_id)
@@ -239,23 +259,40 @@ class KnowledgeSearch:
             among = None
 
         async def read(chunk_ids: Sequence[str]) -> Mapping[str, Row]:
-            nonlocal is_outdated
+            nonlocal seq, is_outdated
             async with self._database.statement(caller) as connection:
                 repository = SearchRepository(connection, caller.tenant_id, user_id)
                 rows, seq = await repository.shown_chunks(
                     chunk_ids, asked.document_ids, asked.condition
                 )
-            is_lost = asked.is_filtered or len(rows) < len(chunk_ids)
+            is_lost = is_confined or len(rows) < len(chunk_ids)
             is_outdated = is_lost and seq > state["last_seq"]
             return rows
+
+        async def narrowed(hits: Sequence[Hit], most: int) -> Sequence[str] | None:
+            nonlocal is_confined
+            full = asked.full(hits)
+            if not full and (not asked.is_filtered or among is not None or most <= _MOST_AMONG):
+                return None  # none is known to be in the way, or those that meet it are more
+            async with self._database.statement(caller) as connection:
+                repository = SearchRepository(connection, caller.tenant_id, user_id)
+                beside = await repository.filtered(
+                    asked.document_ids, asked.condition, most + 1, full
+                )
+            if len(beside) > most:
+                return None
+            is_confined = True
+            return beside
 
         space = Space(caller.tenant_id, user_id, KIND, model)
         pull = self.pull(caller, user_id, model)
         words = "" if asked.mode == "semantic" else asked.query
         query = Query(words, vector, asked.min_score)
         top_k = asked.top_k or DEFAULT_TOP_K
-        hits = await self._search.hits(space, state, query, top_k, pull, read, asked.chosen, among)
-        return hits, is_outdated
+        hits = await self._search.hits(
+            space, state, query, top_k, pull, read, asked.chosen, among=among, narrowed=narrowed
+        )
+        return hits, seq, is_outdated
 
     async def _found(
         self, caller: Caller, user_id: str, asked: Asked, hits: Sequence[Hit]
@@ -337,9 +374,9 @@ def _highlighted(
     rules = analyzer(language)
 
     def marked(asked: Asked, of_it: Sequence[Found]) -> Sequence[Found]:
-        if asked.mode == "semantic":
-            return of_it
         terms = frozenset(rules.query_terms(asked.query))
+        if asked.mode == "semantic" or not terms:
+            return of_it
         texts = [one.hit.row["content"] for one in of_it]
         words = [rules.matches(text, terms) for text in texts]
         return [replace(one, highlights=them) for one, them in zip(of_it, words, strict=True)]

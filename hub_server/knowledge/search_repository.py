@@ -48,6 +48,24 @@ SELECT array_agg(found.chunk_id::text) AS chunk_ids FROM (
 """,
     **_PARTS,
 )
+_BESIDE: Final = HotStatement(
+    """
+SELECT array_agg(found.chunk_id::text) AS chunk_ids FROM (
+    SELECT c.chunk_id
+    FROM documents d
+    CROSS JOIN LATERAL (
+        SELECT c.chunk_id, c.metadata FROM chunks c
+        WHERE c.tenant_id = :tenant_id ::uuid AND c.document_id = d.document_id
+          AND c.revision = d.revision
+        OFFSET 0) c
+    WHERE d.tenant_id = :tenant_id ::uuid AND d.user_id = :user_id ::uuid
+      AND d.deleted_at IS NULL AND d.document_id <> ALL (:full ::uuid[])
+      AND (:document_ids ::uuid[] IS NULL OR d.document_id = ANY (:document_ids ::uuid[]))
+      AND {is_asked}
+    LIMIT :most ::integer) found
+""",
+    **_PARTS,
+)
 # A row without a chunk_id stands for none: the seq is told in any case, of the same moment.
 _SHOWN: Final = HotStatement(
     """
@@ -105,11 +123,21 @@ class SearchRepository:
         return rows[0]
 
     async def filtered(
-        self, document_ids: Sequence[str], condition: Condition | None, most: int
+        self,
+        document_ids: Sequence[str],
+        condition: Condition | None,
+        most: int,
+        full: Sequence[str] = (),
     ) -> Sequence[str]:
-        """Return the ids of chunks that meet a filter, so many at most: of any, or of documents."""
+        """Return the ids of chunks that meet a filter, so many at most: of any, or of documents.
+
+        None of them are of the documents that are ``full``.
+        """
         merged = condition and condition.merged
-        if document_ids or condition is None:
+        if full:
+            of_any = {"document_ids": list(document_ids) or None, "full": list(full)}
+            rows = await self._rows(_BESIDE, merged=merged, most=most, **of_any)
+        elif document_ids or condition is None:
             ids = list(document_ids)
             rows = await self._rows(_OF_DOCUMENTS, document_ids=ids, merged=merged, most=most)
         else:

@@ -30,7 +30,9 @@ from hub_client.v1 import (
     UpdateDocumentRequest,
     User,
 )
+from hub_server.knowledge.search_repository import SearchRepository
 from hub_server.rpc import LARGEST_ANSWER
+from tests.integration.test_database import statements
 from tests.support import Tenant
 
 _MODEL = "elsewhere-3"
@@ -281,8 +283,9 @@ async def test_a_document_has_so_many_chunks_at_most(tenant: Tenant, user: User)
 
 async def test_an_answer_that_is_too_large_is_refused(tenant: Tenant, user: User) -> None:
     """It is told how large it is; what is asked for less at a time comes."""
+    large = OwnChunk(content="x" * 65_536, embedding=packed([1, 1, 1]), token_count=1)
     for _ in range(3):
-        await add(tenant, user, chunks=own(np.ones((100, 3)), ["x" * 65_536] * 100))
+        await add(tenant, user, chunks=[large] * 100)
     query = SearchQuery(vector=packed([1, 1, 1]), embedding_model=_MODEL, top_k=200)
     queries, most = [query] * 6, LARGEST_ANSWER // (200 * 65_536)
     with pytest.raises(errors.AnswerTooLargeError) as caught:
@@ -296,6 +299,27 @@ async def test_an_answer_that_is_too_large_is_refused(tenant: Tenant, user: User
     assert [len(one.hits) for one in results] == [200] * (most - 1)
 
 
+async def test_the_searches_of_a_batch_see_one_state(
+    tenant: Tenant, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes between two of them, and is found by others already, is found by both."""
+    await add(tenant, user)
+    read = SearchRepository.shown_chunks
+
+    async def come(self: SearchRepository, *asked: Any) -> Any:
+        shown = await read(self, *asked)
+        monkeypatch.undo()
+        await add(tenant, user)
+        assert len(await search(tenant, user, [1, 1, 1])) == 6
+        return shown
+
+    monkeypatch.setattr(SearchRepository, "shown_chunks", come)
+    queries = [SearchQuery(vector=packed([1, 1, 1]), embedding_model=_MODEL)] * 2
+    request = BatchSearchRequest(user_id=user.user_id, queries=queries)
+    results = (await tenant.client.knowledge.batch_search(request)).search_results
+    assert [len(one.hits) for one in results] == [6, 6]
+
+
 async def test_a_least_score_leaves_out_what_scores_less_without_it(
     tenant: Tenant, user: User
 ) -> None:
@@ -307,3 +331,26 @@ async def test_a_least_score_leaves_out_what_scores_less_without_it(
     best = [hit.score for hit in await search(tenant, user, [1, 0, 0], top_k=200, min_score=0.25)]
     assert 0 < len(best) < len(scores)
     assert best == [score for score in scores if score >= 0.25]
+
+
+async def test_what_is_far_is_not_sought_past_all_that_is_near(
+    tenant: Tenant, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best of each of few documents, and what a filter leaves: at the second look at most."""
+    monkeypatch.setattr("hub_server.knowledge.search._MOST_AMONG", 4)  # those of a filter are more
+    ids = []
+    for axis, count in ((0, 300), (0, 300), (1, 20)):
+        vectors = _AXES[axis] + np.linspace(0, 0.1, count)[:, np.newaxis] * _AXES[2]
+        added = await add(tenant, user, chunks=own(vectors, ["Row"] * count))
+        ids.append(added.document.document_id)
+    for values, expected in (
+        ({"max_per_document": 1}, ids),
+        ({"max_per_document": 1, "top_k": 3}, ids),
+        ({"max_per_document": 1, "document_ids": ids[:2]}, ids[:2]),
+        ({"document_ids": ids[2:]}, ids[2:] * 10),
+    ):
+        with statements() as seen:
+            hits = await search(tenant, user, [1, 0, 0], **values)
+        assert [hit.chunk.document_id for hit in hits] == expected
+        assert hits[0].score == 1 or values == {"document_ids": ids[2:]}
+        assert sum("AS asked (chunk_id)" in one for one in seen) <= 2
