@@ -2156,7 +2156,8 @@ class KnowledgeClient:
         is found, whole. A chunk whose vector is of another model than the query's is found by
         its words alone.
 
-        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
+        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED,
+        ANSWER_TOO_LARGE (chunks of AddChunks with neighbours).
         """
         return self._transport.call(
             "/hub.v1.KnowledgeService/Search", request, SearchResponse, timeout
@@ -2453,7 +2454,8 @@ class AsyncKnowledgeClient:
         is found, whole. A chunk whose vector is of another model than the query's is found by
         its words alone.
 
-        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
+        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED,
+        ANSWER_TOO_LARGE (chunks of AddChunks with neighbours).
         """
         return await self._transport.call(
             "/hub.v1.KnowledgeService/Search", request, SearchResponse, timeout

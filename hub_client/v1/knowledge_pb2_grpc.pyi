@@ -156,7 +156,8 @@ class KnowledgeServiceStub:
     is found, whole. A chunk whose vector is of another model than the query's is found by
     its words alone.
 
-    Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
+    Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED,
+    ANSWER_TOO_LARGE (chunks of AddChunks with neighbours).
     """
     BatchSearch: _grpc.UnaryUnaryMultiCallable[_knowledge_pb2.BatchSearchRequest, _knowledge_pb2.BatchSearchResponse]
     """Makes several searches of one user at once: as many calls of Search would,
@@ -320,7 +321,8 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     is found, whole. A chunk whose vector is of another model than the query's is found by
     its words alone.
 
-    Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
+    Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED,
+    ANSWER_TOO_LARGE (chunks of AddChunks with neighbours).
     """
     BatchSearch: _aio.UnaryUnaryMultiCallable[_knowledge_pb2.BatchSearchRequest, _knowledge_pb2.BatchSearchResponse]  # type: ignore[assignment]
     """Makes several searches of one user at once: as many calls of Search would,
@@ -577,7 +579,8 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
         is found, whole. A chunk whose vector is of another model than the query's is found by
         its words alone.
 
-        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED.
+        Errors include: NOT_FOUND (the user, the session or the message), FEATURE_DISABLED,
+        ANSWER_TOO_LARGE (chunks of AddChunks with neighbours).
         """
 
     @_abc_1.abstractmethod
