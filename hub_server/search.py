@@ -103,10 +103,14 @@ class Search:
     """An index and the models that embed for it."""
 
     def __init__(self, models: Models, index: Index, threads: int = 2) -> None:
-        """Search with the given models and index; so many threads embed."""
+        """Search with the given models and index; so many threads embed, and as many count."""
         self.models = models
         self._index = index
         self._workers = Workers("embed", threads=threads, most_waiting=_MOST_WAITING)
+        # Threads of their own: the 8 MiB of one call of AddChunks take them for seconds.
+        self._counting = Workers(
+            "count-chunks", threads=threads, most_waiting=_MOST_WAITING, yields=True
+        )
 
     async def dimension_of(self, model: str) -> int | None:
         """Return the dimension of a model of the hub; None = it is none. Raises UNAVAILABLE."""
@@ -119,7 +123,7 @@ class Search:
 
     async def count_tokens(self, texts: Sequence[str]) -> Sequence[int]:
         """Return the tokens of texts. Raises OVERLOADED."""
-        return await self._workers.run(lambda: self.models.default.count_tokens(texts))
+        return await self._counting.run(lambda: self.models.default.count_tokens(texts))
 
     @property
     def window(self) -> int | None:
@@ -258,3 +262,4 @@ class Search:
     def close(self) -> None:
         """End the threads."""
         self._workers.close()
+        self._counting.close()

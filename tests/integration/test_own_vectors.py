@@ -1,6 +1,7 @@
 """Chunks whose vectors were made elsewhere, and searches by such a vector."""
 
 import asyncio
+import threading
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -30,9 +31,10 @@ from hub_client.v1 import (
     UpdateDocumentRequest,
     User,
 )
+from hub_server.embedding.wordllama import WordLlama256
 from hub_server.knowledge.search_repository import SearchRepository
 from hub_server.rpc import LARGEST_ANSWER
-from tests.integration.test_database import statements
+from tests.integration.test_database import statements, until
 from tests.support import Tenant
 
 _MODEL = "elsewhere-3"
@@ -297,6 +299,29 @@ async def test_an_answer_that_is_too_large_is_refused(tenant: Tenant, user: User
     fewer = BatchSearchRequest(user_id=user.user_id, queries=queries[: most - 1])
     results = (await tenant.client.knowledge.batch_search(fewer)).search_results
     assert [len(one.hits) for one in results] == [200] * (most - 1)
+
+
+async def test_no_query_waits_for_chunks_to_be_counted(
+    tenant: Tenant, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many are, and however long it takes."""
+    begun, counted = threading.Semaphore(0), threading.Event()
+
+    def count(_: WordLlama256, texts: Sequence[str]) -> list[int]:
+        begun.release()
+        assert counted.wait(30)
+        return [1] * len(texts)
+
+    monkeypatch.setattr(WordLlama256, "count_tokens", count)
+    adding = [asyncio.create_task(add(tenant, user)) for _ in range(3)]
+    try:
+        for _ in range(2):  # as many as there are threads
+            await until(lambda: begun.acquire(blocking=False))
+        assert await search(tenant, user, query="owls") == []
+    finally:
+        counted.set()
+        await asyncio.gather(*adding)
+    assert await search(tenant, user, query="owls") != []
 
 
 async def test_the_searches_of_a_batch_see_one_state(
