@@ -220,22 +220,8 @@ class KnowledgeRepository:
         With a message, only what served it. Each row bears ``user_id`` and ``user_is_active``. One
         row with no retrieval_id stands for a session without any; no row, for no session.
         """
-        others = retrievals.alias("others")
-        times = (
-            sa.select(sa.func.count())
-            .where(
-                others.c.tenant_id == retrievals.c.tenant_id,
-                others.c.chunk_id == retrievals.c.chunk_id,
-                others.c.user_id == retrievals.c.user_id,
-            )
-            .scalar_subquery()
-        )
-        found = sa.select(
-            *(column for column in retrievals.c if column.name not in ("tenant_id", "user_id")),
-            times.label("times_retrieved"),
-        ).where(
-            retrievals.c.tenant_id == self._tenant_id,
-            retrievals.c.session_id == chat_sessions.c.session_id,
+        found = sa.select(*(column for column in retrievals.c if column.name != "tenant_id")).where(
+            retrievals.c.tenant_id == self._tenant_id, retrievals.c.session_id == session_id
         )
         if message_id:
             found = found.where(retrievals.c.message_id == message_id)
@@ -246,15 +232,23 @@ class KnowledgeRepository:
                 | ((retrievals.c.retrieval_id == retrieval_id) & (retrievals.c.rank > int(rank)))
             )
         found = found.order_by(retrievals.c.retrieval_id.desc(), retrievals.c.rank)
-        rows = found.limit(page.size + 1).lateral("page")
+        rows = found.limit(page.size + 1).cte("page")
+        times = self._times_retrieved(rows)
         query = (
-            sa.select(chat_sessions.c.user_id, users.c.is_active.label("user_is_active"), rows)
+            sa.select(
+                chat_sessions.c.user_id,
+                users.c.is_active.label("user_is_active"),
+                *(column for column in rows.c if column.name != "user_id"),
+                times.c.times_retrieved,
+            )
             .select_from(
                 chat_sessions.join(
                     users,
                     (users.c.tenant_id == chat_sessions.c.tenant_id)
                     & (users.c.user_id == chat_sessions.c.user_id),
-                ).outerjoin(rows, sa.true())
+                )
+                .outerjoin(rows, sa.true())
+                .outerjoin(times, times.c.chunk_id == rows.c.chunk_id)
             )
             .where(
                 chat_sessions.c.tenant_id == self._tenant_id,
@@ -265,6 +259,20 @@ class KnowledgeRepository:
             .order_by(rows.c.retrieval_id.desc(), rows.c.rank)
         )
         return (await self._connection.execute(query)).mappings().all()
+
+    def _times_retrieved(self, rows: sa.CTE) -> sa.Subquery:
+        """Return how often each chunk of a page was returned; a page may have one many times."""
+        used = sa.select(rows.c.user_id, rows.c.chunk_id).distinct().subquery("used")
+        times = (
+            sa.select(sa.func.count())
+            .where(
+                retrievals.c.tenant_id == self._tenant_id,
+                retrievals.c.chunk_id == used.c.chunk_id,
+                retrievals.c.user_id == used.c.user_id,
+            )
+            .scalar_subquery()
+        )
+        return sa.select(used.c.chunk_id, times.label("times_retrieved")).subquery("times")
 
     async def changes(self, user_id: str, model: str, after: int) -> Sequence[Change]:
         """Return the next changes of a user's knowledge space after a seq, in order."""
