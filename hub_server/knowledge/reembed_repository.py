@@ -102,7 +102,8 @@ _SET: Final = HotStatement("""
 UPDATE reembeddings
 SET status = coalesce(:status ::text, status), error = coalesce(:error ::text, error),
     is_untidy = coalesce(:is_untidy ::boolean, is_untidy),
-    rows_total = coalesce(:rows_total ::bigint, rows_total),
+    rows_total = coalesce(:rows_total ::bigint,
+                          greatest(rows_total, rows_done + :more ::bigint)),
     rows_done = coalesce(:rows_done ::bigint, rows_done + :more ::bigint),
     rows_own = coalesce(:rows_own ::bigint, rows_own),
     lease_expires_at = clock_timestamp() + :lease ::interval,

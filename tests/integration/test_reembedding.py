@@ -298,6 +298,25 @@ async def test_a_space_is_searched_by_its_old_model_until_all_of_it_has_the_new_
     assert await move(tenant, user) == found
 
 
+async def test_a_move_never_tells_of_more_rows_than_there_are(
+    tenant: Tenant, user: User, server: EmbeddingServer
+) -> None:
+    """However many come while it is under way."""
+    total = (await tenant.ingest(user, "Birds", _LONG)).chunk_count
+    first, second = Gate(), Gate()
+    await stopped_at(first, server, tenant, user)
+    for title in ("More birds", "And more"):
+        await tenant.ingest(user, title, _LONG)
+    server.acts.extend([good] * 4)
+    server.always = second
+    first.open()
+    found = await seen(tenant, user, lambda found: found.rows_done > total)
+    assert found.rows_done <= found.rows_total
+    second.open()
+    found = await arrived(tenant, user)
+    assert (found.rows_done, found.rows_total) == (3 * total, 3 * total)
+
+
 @pytest.mark.parametrize("is_first", [True, False], ids=["published first", "moved first"])
 async def test_no_row_is_lost_at_the_switch(tenant: Tenant, user: User, *, is_first: bool) -> None:
     """What is published by the old model just before it is moved, just after it is embedded anew.
