@@ -395,6 +395,8 @@ class PgVector:
                 exact = await VectorStore(connection, space).exact(query, _RECALL_AT)
             if found is None or exact is None or not exact.rows:
                 continue
+            if (found.life, found.applied_seq) != (exact.life, exact.applied_seq):
+                continue  # written to meanwhile: they are the nearest of other rows
             # By score, not by id: of equal vectors either is right.
             right = [score >= exact.rows[-1][1] - 1e-6 for _, score in found.rows[:_RECALL_AT]]
             shares.append(sum(right) / len(exact.rows))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ import pytest
 from hub_server.retrieval.index import Index
 from hub_server.retrieval.view import Candidate, Change
 from hub_server.retrieval.views import Space
+from hub_server.vector_store import VectorStore
 from tests.index_world import DIMENSION, ENGINES, World, opened
 from tests.support import Hub
 
@@ -276,6 +277,32 @@ async def test_a_search_among_some_rows_is_exact(hub: Hub, tmp_path: Path, engin
     assert [one.vector_score for one in found] == pytest.approx(
         sorted((truth[one] for one in some), reverse=True), abs=1e-5
     )
+    await index.close()
+
+
+async def test_what_is_written_while_recall_is_measured_is_not_held_against_it(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In Postgres, where a search and what it is measured by are two statements."""
+    world = await _world(hub, 6)
+    index = opened("pgvector", hub.database, tmp_path)
+    for _ in range(4):
+        await world.add()
+    exact = VectorStore.exact
+
+    async def meanwhile(self: VectorStore, query: Any, depth: int, *others: Any) -> Any:
+        if depth == 10:  # of recall@10
+            monkeypatch.undo()
+            for _ in range(20):
+                await world.add()
+            await world.search(index, "", query)
+        return await exact(self, query, depth, *others)
+
+    last_seq = await world.last_seq()
+    monkeypatch.setattr(VectorStore, "exact", meanwhile)
+    known: dict[str, Any] = {"dimension": DIMENSION, "language": "en", "pull": world.pull}
+    assert (await index.check(world.space, last_seq=last_seq, **known)).recall == 1
+    assert len(await world.search(index, "", world.query(), 1_000)) == len(world.rows)
     await index.close()
 
 
