@@ -1128,8 +1128,8 @@ class OwnChunk(_message.Message):
     but it must have a direction: zero, NaN and infinity are INVALID_FIELD. Required.
     """
     token_count: _builtins.int
-    """Its size in tokens, at most 1,000,000. 0 = the hub counts them, which takes about
-    a millisecond for a long chunk.
+    """Its size in tokens, at most 1,000,000. 0 = the hub counts them, which takes seconds
+    for a call of 8 MiB.
     """
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
