@@ -129,6 +129,7 @@ class PgVector:
     async def stats(self, space: Space) -> Stats | None:
         """Return what Postgres holds of a space, with what its words take here."""
         words = await self._words.stats(_of_words(space))
+        is_at_work = space in self._to_build  # asked first: no graph is half built and done
         async with self._database.statement(_caller(space)) as connection:
             state = await VectorStore(connection, space).state()
         if state is None:
@@ -140,7 +141,7 @@ class PgVector:
             dead=0,
             nbytes=_bytes(state["row_count"], state["dimension"]) + (words.nbytes if words else 0),
             applied_seq=state["applied_seq"],
-            is_at_work=space in self._to_build,
+            is_at_work=is_at_work,
             built_at=state["built_at"],
             saved_at=words.saved_at if words else None,
         )
@@ -157,7 +158,10 @@ class PgVector:
     async def rebuild(
         self, space: Space, *, dimension: int, language: str, last_seq: int, pull: Pull
     ) -> None:
-        """Make vectors and words of a space anew. Searches wait until the vectors are there."""
+        """Make vectors and words of a space anew. Searches wait until the vectors are there.
+
+        The graph, if it needs one, is built after that.
+        """
         await self._words.rebuild(
             _of_words(space),
             dimension=_NO_VECTOR,
@@ -168,7 +172,9 @@ class PgVector:
         if space.embedding_model:
             async with self._database.statement(_caller(space)) as connection:
                 await VectorStore(connection, space).forget()
-            await self._followed(space, dimension, last_seq, pull)
+            held = await self._followed(space, dimension, last_seq, pull)
+            if held is not None:
+                self._note(space, held)
 
     async def forget(self, space: Space) -> int:
         """Remove the vectors and words of a tenant's user's kind; return how many views of words.

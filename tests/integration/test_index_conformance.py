@@ -260,6 +260,27 @@ async def test_of_what_is_left_after_deletions_all_is_found(
     await index.close()
 
 
+@pytest.mark.parametrize("engine", ENGINES[1:])
+async def test_after_a_rebuild_no_search_need_come_for_the_graph(
+    hub: Hub, tmp_path: Path, engine: str
+) -> None:
+    """It is at work when the rebuild ends, tells so, and has all rows then."""
+    world = await _world(hub, 7)
+    index = opened(engine, hub.database, tmp_path)
+    for _ in range(10):
+        await world.add(most_chunks=12)
+    known: dict[str, Any] = {"dimension": DIMENSION, "language": "en", "pull": world.pull}
+    await index.rebuild(world.space, last_seq=await world.last_seq(), **known)
+    stats = await index.stats(world.space)
+    assert stats is not None
+    assert stats.is_at_work
+    await index.settled()
+    stats = await index.stats(world.space)
+    assert stats is not None
+    assert (stats.is_at_work, stats.in_graph) == (False, len(world.rows))
+    await index.close()
+
+
 @of_each_engine
 async def test_a_search_among_some_rows_is_exact(hub: Hub, tmp_path: Path, engine: str) -> None:
     """Confined to rows by id it returns all of these, by their true scores, and nothing else."""
