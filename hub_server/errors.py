@@ -88,7 +88,7 @@ _STATUS: Final[dict[int, tuple[grpc.StatusCode, str]]] = {
     ),
     Reason.REASON_ANSWER_TOO_LARGE: (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
-        "the answer has {size_bytes} bytes, more than the hub sends in one; ask for less at a time",
+        "the answer has {size_bytes} bytes or more; at most {limit} are sent in one",
     ),
     Reason.REASON_SESSION_ENDED: (grpc.StatusCode.FAILED_PRECONDITION, "the session has ended"),
     Reason.REASON_SESSION_LIMIT: (

@@ -1,4 +1,4 @@
-"""Pages of lists: sizes, and page tokens that nobody else can make or use.
+"""Pages of lists: sizes, and page tokens that nobody else can make or use; other large answers.
 
 A token bears the key of the last row (keyset paging, never OFFSET) and an HMAC over that key, the
 caller and the request's filter, so one that was altered or is used elsewhere is refused.
@@ -21,7 +21,16 @@ from hub_server.rows import Row
 DEFAULT_SIZE: Final = 50
 LARGEST_SIZE: Final = 1000
 PAGE_BYTES: Final = 5 << 19  # 2.5 MiB: a further message of 1 MiB still fits into 4 MiB
+LARGEST_ANSWER: Final = 64 << 20  # bytes, of calls that know no pages
 _MAC_BYTES: Final = 16
+
+
+def check_answer(size: int) -> None:
+    """Refuse an answer of more bytes than are sent in one. Raises ANSWER_TOO_LARGE."""
+    # gRPC would say no more than that, and not as an error of the hub.
+    if size > LARGEST_ANSWER:
+        limit = str(LARGEST_ANSWER)
+        raise HubError(Reason.REASON_ANSWER_TOO_LARGE, size_bytes=str(size), limit=limit)
 
 
 @dataclass(frozen=True, slots=True)

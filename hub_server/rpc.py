@@ -45,6 +45,7 @@ from hub_server.calls import (
 from hub_server.errors import HubError, Reason, reason_name, to_status
 from hub_server.ids import new_id
 from hub_server.logs import causes
+from hub_server.paging import check_answer
 
 REQUEST_ID_METADATA: Final = "x-request-id"
 ACT_AS_METADATA: Final = "act-as"
@@ -55,7 +56,6 @@ _MOMENT_SECONDS: Final = 0.05
 MOST_READS: Final = 16
 # Each may hold one message that is not counted yet, of the 8 MiB that gRPC lets through.
 MOST_UPLOADS: Final = 64
-LARGEST_ANSWER: Final = 64 << 20  # bytes; most are cut far below, see paging
 # Without anything being stored, whatever the client's deadline.
 _UPLOAD_SECONDS: Final = 600.0
 # After a pause of the reader's what was read before it is read again: it may be his no longer.
@@ -389,7 +389,11 @@ class Rpc:
         """Serve a call and log one line of it, with nothing that is sensitive."""
         facts = call.facts()
         with self._logged(call, facts):
-            return _sealed(await self._worked(call, raw, facts))
+            try:
+                return _sealed(await self._worked(call, raw, facts))
+            finally:
+                if time.monotonic() > call.deadline:  # DEADLINE_EXCEEDED is what he was told
+                    facts["is_late"] = True
 
     @contextmanager
     def _logged(self, call: Call, facts: dict[str, object]) -> Iterator[None]:
@@ -457,10 +461,8 @@ class Rpc:
 
 
 def _sealed(answer: Message) -> bytes:
-    # Of one that is too large gRPC would say no more than that, and not as an error of the hub.
     sealed = answer.SerializeToString()
-    if len(sealed) > LARGEST_ANSWER:
-        raise HubError(Reason.REASON_ANSWER_TOO_LARGE, size_bytes=str(len(sealed)))
+    check_answer(len(sealed))
     return sealed
 
 

@@ -50,12 +50,12 @@ from hub_server.knowledge.watching import DocumentWatches
 from hub_server.memory.rules import Clock, Rules, utc_now
 from hub_server.memory.service import MemoryService
 from hub_server.memory.servicer import MemoryServicer
-from hub_server.paging import PageTokens
+from hub_server.paging import LARGEST_ANSWER, PageTokens
 from hub_server.passwords import Passwords
 from hub_server.pgvector import EXACT_COST, PgVector
 from hub_server.retrieval.index import Index
 from hub_server.retrieval.views import Views
-from hub_server.rpc import LARGEST_ANSWER, MOST_READS, Rpc
+from hub_server.rpc import MOST_READS, Rpc
 from hub_server.search import Search
 from hub_server.settings import Settings
 from hub_server.tokenizer import Tokenizer

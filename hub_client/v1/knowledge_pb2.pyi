@@ -871,8 +871,9 @@ class SearchHit(_message.Message):
     def highlights(self) -> _containers.RepeatedCompositeFieldContainer[Global___Highlight]:
         """The words of `chunk.content` that are words of the query, by the same rules by
         which words are searched (stems, letter case, forms of a character; accents stay:
-        `cafe` is not `café`), in order. Common words such as `the` too: they are searched,
-        and weigh little. None in mode semantic.
+        `cafe` is not `café`), in order: the first 100 of those within its first 8,192
+        characters. Common words such as `the` too: they are searched, and weigh little.
+        None in mode semantic.
         """
 
     @_builtins.property

@@ -318,9 +318,9 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     seconds.
     """
     REASON_ANSWER_TOO_LARGE: _Reason.ValueType  # 27
-    """The answer would be larger than the 64 MiB that the hub sends in one;
-    `size_bytes` in the metadata is how large. RESOURCE_EXHAUSTED. Example:
-    BatchSearch for the largest chunks, some thousand of them.
+    """The answer would be larger than the hub sends in one: `limit`, 64 MiB;
+    `size_bytes` in the metadata is how large at least. RESOURCE_EXHAUSTED.
+    Example: BatchSearch for the largest chunks, some thousand of them.
     """
     REASON_MEMORY_STATUS: _Reason.ValueType  # 30
     """The memory's status does not allow this; `status` in the metadata is it, or
@@ -459,9 +459,9 @@ kept. ABORTED. Example: UploadDocument whose caller sends nothing for HUB_STALL
 seconds.
 """
 REASON_ANSWER_TOO_LARGE: Reason.ValueType  # 27
-"""The answer would be larger than the 64 MiB that the hub sends in one;
-`size_bytes` in the metadata is how large. RESOURCE_EXHAUSTED. Example:
-BatchSearch for the largest chunks, some thousand of them.
+"""The answer would be larger than the hub sends in one: `limit`, 64 MiB;
+`size_bytes` in the metadata is how large at least. RESOURCE_EXHAUSTED.
+Example: BatchSearch for the largest chunks, some thousand of them.
 """
 REASON_MEMORY_STATUS: Reason.ValueType  # 30
 """The memory's status does not allow this; `status` in the metadata is it, or

@@ -18,7 +18,8 @@ from hub_server.knowledge.repository import KnowledgeRepository
 from hub_server.knowledge.search_repository import SearchRepository
 from hub_server.knowledge.service import KIND
 from hub_server.knowledge.vectors import check_dimension
-from hub_server.retrieval.text import analyzer
+from hub_server.paging import check_answer
+from hub_server.retrieval.text import Analyzer, analyzer
 from hub_server.retrieval.view import Change
 from hub_server.retrieval.views import Space
 from hub_server.rows import Row, active_user
@@ -27,6 +28,9 @@ from hub_server.search import DEFAULT_TOP_K, Hit, Pull, Query, Search, Source, l
 # What a filter leaves is searched exactly when it is so few chunks, and sought among all when it is
 # more: then they are no longer rare. It takes Postgres some 10 ms to find a thousand of 100,000.
 _MOST_AMONG: Final = 2000
+# The words of a hit are marked at a quarter of a millisecond for a thousand letters.
+_LOOKED_THROUGH: Final = 8_192
+_MOST_HIGHLIGHTS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,12 @@ class _Answer:
     is_outdated: bool
     """Whether something is gone, and what came meanwhile was not looked at."""
 
+    @property
+    def size(self) -> int:
+        """How many bytes it takes at least."""
+        rows = (row for one in self.found for row in (one.hit.row, *one.span))
+        return sum(len(row["content"]) for row in rows)
+
 
 class KnowledgeSearch:
     """Finds chunks of users."""
@@ -131,7 +141,10 @@ class KnowledgeSearch:
         asked = list(zip(several, vectors, strict=True))
 
         async def look(state: Row) -> tuple[Sequence[_Answer], bool]:
-            answers = [await self._answer(caller, user_id, state, *one) for one in asked]
+            answers: list[_Answer] = []
+            for one in asked:
+                answers.append(await self._answer(caller, user_id, state, *one))
+                check_answer(sum(answer.size for answer in answers))
             # What was written since may be proposed to one of several, and not to another.
             is_apart = len(answers) > 1 and any(one.seq > state["last_seq"] for one in answers)
             return answers, is_apart or any(one.is_outdated for one in answers)
@@ -378,7 +391,14 @@ def _highlighted(
         if asked.mode == "semantic" or not terms:
             return of_it
         texts = [one.hit.row["content"] for one in of_it]
-        words = [rules.matches(text, terms) for text in texts]
+        words = [_matches(rules, text, terms) for text in texts]
         return [replace(one, highlights=them) for one, them in zip(of_it, words, strict=True)]
 
     return [marked(*one) for one in zip(several, found, strict=True)]
+
+
+def _matches(rules: Analyzer, text: str, terms: frozenset[str]) -> Sequence[tuple[int, int]]:
+    found = rules.matches(text[:_LOOKED_THROUGH], terms)
+    if len(text) > _LOOKED_THROUGH:  # the word there may be the beginning of another
+        found = [span for span in found if span[1] < _LOOKED_THROUGH]
+    return found[:_MOST_HIGHLIGHTS]

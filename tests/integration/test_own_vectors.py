@@ -33,7 +33,7 @@ from hub_client.v1 import (
 )
 from hub_server.embedding.wordllama import WordLlama256
 from hub_server.knowledge.search_repository import SearchRepository
-from hub_server.rpc import LARGEST_ANSWER
+from hub_server.paging import LARGEST_ANSWER
 from tests.integration.test_database import statements, until
 from tests.support import Tenant
 

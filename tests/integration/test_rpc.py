@@ -1,6 +1,7 @@
 """The one path of every call: given up, too slow, too many, cut off, broken, drained."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
@@ -16,13 +17,16 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message as ProtoMessage
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
+from structlog.testing import capture_logs
 
+from hub_client import errors
 from hub_client.v1 import (
     AppendMessageRequest,
     CreateSessionRequest,
     GetSessionRequest,
     ListMessagesRequest,
     Role,
+    SearchRequest,
     Session,
     User,
 )
@@ -234,6 +238,26 @@ async def test_work_beyond_its_deadline_is_answered_in_time_and_stopped_in_postg
         await until(lambda: waiting_for_locks(tenant.hub) == 0)
         assert time.monotonic() - began < 10
     assert (await _say(tenant, session, "next")).response.message.seq == 1
+
+
+async def test_the_log_tells_of_work_that_was_done_too_late(
+    tenant: Tenant, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its code is what came of it; whoever asked was told DEADLINE_EXCEEDED."""
+    is_told = threading.Event()
+
+    def mark(_: object, __: object, found: Any) -> Any:
+        assert is_told.wait(30)
+        return found
+
+    monkeypatch.setattr("hub_server.knowledge.search._highlighted", mark)
+    request = SearchRequest(user_id=user.user_id, query="owls")
+    with capture_logs() as lines:
+        with pytest.raises(errors.DeadlineExceededError):
+            await tenant.client.knowledge.search(request, timeout=0.3)
+        is_told.set()
+        await until(lambda: bool(lines))
+    assert [(line["code"], line["is_late"]) for line in lines] == [("OK", True)]
 
 
 async def test_a_call_without_a_deadline_gets_the_hubs(

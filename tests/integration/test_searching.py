@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hub_client import errors
 from hub_client.v1 import (
+    AddChunksRequest,
     AppendMessageRequest,
     BatchSearchRequest,
     Document,
@@ -16,6 +18,7 @@ from hub_client.v1 import (
     MetadataEquals,
     MetadataFilter,
     MetadataValue,
+    OwnChunk,
     Retrieval,
     Role,
     SearchHit,
@@ -139,6 +142,24 @@ async def test_the_words_that_match_are_marked(tenant: Tenant, user: User) -> No
     config = UserConfig(user_id=user.user_id, preferred_language="xx")
     await tenant.client.identity.update_user_config(UpdateUserConfigRequest(config=config))
     assert await marked("owl hunt") == ["hunt"]
+
+
+async def test_the_words_of_long_chunks_are_marked_at_their_beginning(
+    tenant: Tenant, user: User
+) -> None:
+    """A hundred of them, and none of what is cut off: a chunk may have thousands."""
+    before = "owls " * 120 + "x" * (8_192 - 120 * 5 - 4)
+    for text in (before + " mice in barns", "." * 8_189 + "owls sleep"):
+        chunk = OwnChunk(content=text, embedding=np.ones(3, dtype="<f4").tobytes())
+        request = AddChunksRequest(
+            user_id=user.user_id, title="Long", embedding_model="m", chunks=[chunk]
+        )
+        await tenant.client.knowledge.add_chunks(request)
+    long, cut = await search(tenant, user, "owls", mode=SearchMode.SEARCH_MODE_LEXICAL)
+    assert [(one.start, one.end) for one in long.highlights] == [
+        (5 * place, 5 * place + 4) for place in range(100)
+    ]
+    assert list(cut.highlights) == []
 
 
 async def test_the_parts_of_a_score_are_its_sum(tenant: Tenant, user: User, book: Document) -> None:
