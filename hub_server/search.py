@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hub_server.embedding import EmbeddingError
+from hub_server.embedding import EmbeddingError, window_of
 from hub_server.embedding.models import Models
 from hub_server.errors import HubError, Reason
 from hub_server.retrieval.index import Index
@@ -125,10 +125,12 @@ class Search:
         """Return the tokens of texts. Raises OVERLOADED."""
         return await self._counting.run(lambda: self.models.default.count_tokens(texts))
 
-    @property
-    def window(self) -> int | None:
-        """How many tokens of a text that model reads; None = no limit is known."""
-        return self.models.default.window
+    def window(self, model: str | None) -> int | None:
+        """Return how many tokens of a text are read for a space of some model, which is not loaded.
+
+        None = no limit is known.
+        """
+        return window_of(self.models.in_use(model))
 
     async def embed(self, text: str, model: str) -> NDArray[np.float32]:
         """Return the vector of a text, shape (dimension,). Raises OVERLOADED and UNAVAILABLE."""

@@ -23,11 +23,13 @@ __all__ = [
     "load_embedder",
     "model_id",
     "remote",
+    "window_of",
 ]
 
 MODELS = ("minilm", "wordllama")
 # Known before a model is loaded, which takes a second.
 _IDS: Final = {"minilm": "minilm-l6-v2-int8", "wordllama": "wordllama-l2-256"}
+_WINDOWS: Final = {"minilm-l6-v2-int8": 254}
 # No user, query or fragment in the URL: it stands in logs, so nothing secret may be part of it.
 _REMOTE: Final = re.compile(r"openai:([!-?A-~]{1,200})@(https?://[!-~]+)")
 _NOT_IN_URL: Final = frozenset("@?#")
@@ -125,6 +127,11 @@ def model_id(name: str) -> str:
     """
     server = remote(name)
     return _IDS[name] if server is None else f"openai:{server.model}"
+
+
+def window_of(model: str) -> int | None:
+    """Return how many tokens of a text the provider of some id reads; None = no limit is known."""
+    return _WINDOWS.get(model)
 
 
 def load_embedder(name: str, key: SecretStr | None = None) -> Embedder:

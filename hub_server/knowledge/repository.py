@@ -156,13 +156,17 @@ class KnowledgeRepository:
         return (await self._connection.execute(query)).mappings().all()
 
     async def lock_document(self, document_id: str) -> Row | None:
-        """Hold a document, deleted or not; return it with ``user_is_active``, or None.
+        """Hold a document, deleted or not; return it, or None.
 
-        Whoever takes a seq of its space holds the document first, so that nobody waits in a
-        circle.
+        It bears ``user_is_active`` and ``space_model``. Whoever takes a seq of its space holds the
+        document first, so that nobody waits in a circle.
         """
         query = (
-            sa.select(*_DOCUMENT, users.c.is_active.label("user_is_active"))
+            sa.select(
+                *_DOCUMENT,
+                users.c.is_active.label("user_is_active"),
+                self._space_model().label("space_model"),
+            )
             .join(users, _owner())
             .where(*self._named(document_id), users.c.deleted_at.is_(None))
             .with_for_update(of=documents)

@@ -60,7 +60,6 @@ class KnowledgeService:
 
         Raises NOT_FOUND, USER_DISABLED, REQUEST_ID_REUSED or INVALID_FIELD.
         """
-        self._check_chunking(values)
         with_hash = {**values, "content_hash": _hash_of(values["text"])}
         return await self._store(caller, retry, user_id, with_hash, None, allow_duplicate)
 
@@ -85,7 +84,6 @@ class KnowledgeService:
         Raises NOT_FOUND, USER_DISABLED, REQUEST_ID_REUSED, or INVALID_FIELD, also for an empty file
         and one that cannot be read here.
         """
-        self._check_chunking(values)
         media_type, content_hash = await asyncio.to_thread(upload.judged)
         told = {
             **values,
@@ -109,10 +107,11 @@ class KnowledgeService:
         allow_duplicate: bool,  # noqa: FBT001 - passed on
     ) -> Row:
         async with self._database.transaction(caller) as connection:
-            active_user(await spaces.state(connection, caller.tenant_id, user_id, KIND))
+            state = active_user(await spaces.state(connection, caller.tenant_id, user_id, KIND))
             claims = Claims(connection, caller.tenant_id, user_id)
             if (answer := await claims.claim(retry)) is not None:
                 return answer
+            self._check_chunking(values, state["embedding_model"])
             repository = KnowledgeRepository(connection, caller.tenant_id)
             document = None
             if not allow_duplicate:
@@ -174,7 +173,6 @@ class KnowledgeService:
 
         Raises NOT_FOUND, USER_DISABLED, ETAG_MISMATCH or INVALID_FIELD.
         """
-        self._check_chunking(values)
         changes = dict(values)
         if "text" in changes:
             changes["content_hash"] = _hash_of(changes["text"])
@@ -182,6 +180,7 @@ class KnowledgeService:
             document = _living(await self._held(connection, caller, document_id))
             if etag not in ("", document_etag(document)):
                 raise HubError(Reason.REASON_ETAG_MISMATCH)
+            self._check_chunking(changes, document["space_model"])
             repository = KnowledgeRepository(connection, caller.tenant_id)
             if not _makes_other_chunks(document, changes):
                 changes.pop("text", None)  # of a file that may be read just now
@@ -248,10 +247,11 @@ class KnowledgeService:
         found = [row for row in rows if row["retrieval_id"] is not None]
         return split(found, page.size, lambda row: f"{row['retrieval_id']}|{row['rank']}")
 
-    def _check_chunking(self, values: Mapping[str, Any]) -> None:
+    def _check_chunking(self, values: Mapping[str, Any], space_model: str | None) -> None:
+        """Raise INVALID_FIELD for a chunking that the model of the user's space cannot have."""
         if "max_tokens" in values:
             chunking = Chunking(values["max_tokens"], values["overlap_tokens"])
-            chunking.check(self._search.window)
+            chunking.check(self._search.window(space_model))
 
     async def _held(self, connection: Connection, caller: Caller, document_id: str) -> Row:
         """Return a document, deleted or not, that nobody else changes until the end."""

@@ -195,6 +195,27 @@ async def test_a_chunking_beyond_its_limits_is_refused(tenant: Tenant, user: Use
     assert [one async for one in found] == [document]
 
 
+async def test_no_chunk_may_be_larger_than_the_model_of_the_space_reads(
+    tenant: Tenant, user: User
+) -> None:
+    """It is his space's model that counts, and not the hub's, which here reads all of a text."""
+    large = Chunking(max_tokens=255)
+    document = await tenant.ingest(user, "Guide", GUIDE, chunking=large)
+    moved = """
+        UPDATE spaces SET embedding_model = 'minilm-l6-v2-int8'
+        WHERE user_id = %s AND kind = 'knowledge' RETURNING 1"""
+    assert await asyncio.to_thread(tenant.hub.sql, moved, user.user_id) == [(1,)]
+    for call in (
+        tenant.ingest(user, "Other", "Text", chunking=large),
+        read(tenant, user, b"Text", title="Other", chunking=large),
+        update(tenant, document, chunking=large),
+    ):
+        with pytest.raises(errors.InvalidFieldError) as caught:
+            await call
+        ((field, what),) = caught.value.violations
+        assert (field, "at most 254" in what) == ("chunking.max_tokens", True)
+
+
 async def test_only_what_chunks_are_made_of_is_processed_anew(tenant: Tenant, user: User) -> None:
     """A title is; author and metadata are not; an etag holds off who has not seen a change."""
     document = await tenant.ingest(user, "Birds", "Owls hunt mice at night.")

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from hub_server.embedding import MODELS, Embedder, load_embedder, model_id
+from hub_server.embedding import MODELS, Embedder, load_embedder, model_id, window_of
 
 _TEXTS = [
     "A cat sat on the mat.",
@@ -88,13 +88,14 @@ def test_minilm_reads_the_first_256_tokens() -> None:
 
 
 def test_models_have_ids_that_do_not_change() -> None:
-    """The ids are stored beside vectors: another id would orphan them."""
+    """The ids are stored beside vectors: another would orphan them. Windows are known by them."""
     loaded = [load_embedder(name) for name in ("minilm", "wordllama")]
     assert [(one.model, one.dimension) for one in loaded] == [
         ("minilm-l6-v2-int8", 384),
         ("wordllama-l2-256", 256),
     ]
     assert [model_id(name) for name in ("minilm", "wordllama")] == [one.model for one in loaded]
+    assert [window_of(one.model) for one in loaded] == [one.window for one in loaded] == [254, None]
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
