@@ -105,20 +105,22 @@ class Transport:
     ) -> _Response:
         """Send the requests as one call; without a time limit of its own it has the hub's.
 
-        Raises HubError.
+        Raises HubError, what making a request raises, and TypeError for what is not iterable.
         """
         method = self._channel.stream_unary(
             path,
             request_serializer=_serialized,
             response_deserializer=response_type.FromString,
         )
+        raised: list[Exception] = []
+        sent = _noted(_all_retriable(requests), raised)
         try:
-            response: _Response = method(
-                _all_retriable(requests), timeout=timeout, metadata=self._metadata
-            )
+            response: _Response = method(sent, timeout=timeout, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise _translated(error) from None
-        return response
+            raised.append(_translated(error))
+        else:
+            return response
+        raise raised[0]  # not within the except, which would put gRPC's error into its history
 
 
 class AsyncTransport:
@@ -196,8 +198,9 @@ class AsyncTransport:
     ) -> _Response:
         """Send the requests as one call; without a time limit of its own it has the hub's.
 
-        Raises HubError.
+        Raises what ``Transport.upload`` does.
         """
+        sent = _all_retriable(requests)
         method = self._channel.stream_unary(
             path,
             request_serializer=_serialized,
@@ -210,7 +213,7 @@ class AsyncTransport:
             # Not given to gRPC, which would hide what making a request raises. One that fails to be
             # sent tells nothing: the hub has answered, or has gone.
             with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
-                for request in _all_retriable(requests):
+                for request in sent:
                     await call.write(request)
                 await call.done_writing()
             response: _Response | None = await call
@@ -254,9 +257,21 @@ def _retriable(request: Message) -> Message:
 
 
 def _all_retriable(requests: Iterable[Message]) -> Iterator[Message]:
-    """Yield the requests of a call; what makes it retriable stands in the first."""
-    for place, request in enumerate(requests):
-        yield request if place else _retriable(request)
+    """Return the requests of a call; what makes it retriable stands in the first.
+
+    Raises TypeError for what is not iterable, at once: not a generator, which would begin later.
+    """
+    places = enumerate(requests)
+    return (request if place else _retriable(request) for place, request in places)
+
+
+def _noted(requests: Iterator[Message], raised: list[Exception]) -> Iterator[Message]:
+    """Yield the requests; what making one raises is noted, since gRPC would hide it."""
+    try:
+        yield from requests
+    except Exception as error:
+        raised.append(error)
+        raise
 
 
 def ended(call: Any) -> tuple[grpc.StatusCode, str, Mapping[str, str | bytes]]:

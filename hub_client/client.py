@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeAlias
 
 import grpc
 
@@ -22,6 +22,7 @@ from hub_client.v1 import (
 _TIMEOUT: Final = 30.0
 # Between two streams, so that a hub that is away is not asked without pause.
 _RESUME_SECONDS: Final = 0.5
+_Bytes: TypeAlias = bytes | bytearray | memoryview
 _PART: Final = 1 << 18  # bytes of a file in one message
 _RESUMABLE: Final = (OverloadedError, ReaderTooSlowError, UnavailableError)
 
@@ -82,7 +83,7 @@ class HubClient:
 
     def upload(
         self,
-        file: str | Path | bytes,
+        file: str | Path | _Bytes,
         header: UploadDocumentRequest | None = None,
         *,
         timeout: float | None = None,
@@ -92,7 +93,7 @@ class HubClient:
         ``header`` bears all but the bytes: the user, a title …; the name of the file is added. A
         file is sent as it is when it is read first. Raises HubError, and OSError of the file.
         """
-        content = file if isinstance(file, bytes) else Path(file).read_bytes()
+        content = bytes(file) if isinstance(file, _Bytes) else Path(file).read_bytes()
         parts = _parts(file, content, header)
         return self.knowledge.upload_document(parts, timeout=timeout).document
 
@@ -157,7 +158,7 @@ class AsyncHubClient:
 
     async def upload(
         self,
-        file: str | Path | bytes,
+        file: str | Path | _Bytes,
         header: UploadDocumentRequest | None = None,
         *,
         timeout: float | None = None,
@@ -166,8 +167,8 @@ class AsyncHubClient:
 
         Takes and raises what ``HubClient.upload`` does.
         """
-        if isinstance(file, bytes):
-            content = file
+        if isinstance(file, _Bytes):
+            content = bytes(file)
         else:
             content = await asyncio.to_thread(Path(file).read_bytes)
         parts = _parts(file, content, header)
@@ -192,12 +193,12 @@ class AsyncHubClient:
 
 
 def _parts(
-    file: str | Path | bytes, content: bytes, header: UploadDocumentRequest | None
+    file: str | Path | _Bytes, content: bytes, header: UploadDocumentRequest | None
 ) -> Iterator[UploadDocumentRequest]:
     """Yield the messages of an upload: what it is, and then its bytes."""
     first = UploadDocumentRequest()
     first.MergeFrom(header or first)
-    if not isinstance(file, bytes) and not first.file_name:
+    if not isinstance(file, _Bytes) and not first.file_name:
         first.file_name = Path(file).name
     yield first
     for start in range(0, len(content), _PART):

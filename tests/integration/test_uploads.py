@@ -199,7 +199,7 @@ async def test_who_is_refused_while_he_sends_learns_why(tenant: Tenant) -> None:
 
 
 async def test_a_file_that_cannot_be_read_on_leaves_nothing(tenant: Tenant, user: User) -> None:
-    """What its reading raises reaches the caller, and nothing is stored."""
+    """What its reading raises reaches the caller of either client, and nothing is stored."""
 
     def broken() -> Iterator[UploadDocumentRequest]:
         yield UploadDocumentRequest(user_id=user.user_id, file_name="notes", data=b"tea")
@@ -207,8 +207,25 @@ async def test_a_file_that_cannot_be_read_on_leaves_nothing(tenant: Tenant, user
 
     with pytest.raises(OSError, match="the disk is gone"):
         await tenant.client.knowledge.upload_document(broken())
+    with (
+        HubClient(tenant.hub.address, tenant.key) as client,
+        pytest.raises(OSError, match="the disk is gone"),
+    ):
+        await asyncio.to_thread(client.knowledge.upload_document, broken())
     listed = tenant.client.knowledge.list_documents(ListDocumentsRequest(user_id=user.user_id))
     assert [one async for one in listed] == []
+
+
+async def test_one_message_is_no_upload(tenant: Tenant) -> None:
+    """What cannot be iterated is told as such by either client."""
+    one: Any = UploadDocumentRequest(data=b"tea")
+    with pytest.raises(TypeError, match="not iterable"):
+        await tenant.client.knowledge.upload_document(one)
+    with (
+        HubClient(tenant.hub.address, tenant.key) as client,
+        pytest.raises(TypeError, match="not iterable"),
+    ):
+        await asyncio.to_thread(client.knowledge.upload_document, one)
 
 
 async def test_both_clients_upload_files(tenant: Tenant, user: User, tmp_path: Path) -> None:
@@ -221,7 +238,7 @@ async def test_both_clients_upload_files(tenant: Tenant, user: User, tmp_path: P
 
     def sync() -> Document:
         with HubClient(tenant.hub.address, tenant.key) as client:
-            return client.upload(b"Bancha.", header)
+            return client.upload(bytearray(b"Bancha."), header)
 
     assert (await settled(tenant.client, (await asyncio.to_thread(sync)).document_id)).title
 
