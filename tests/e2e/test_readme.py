@@ -13,29 +13,30 @@ from tests.support import hub_process
 ROOT = Path(__file__).parent.parent.parent
 
 
-def block(file: str, name: str) -> str:
-    """Return the code block of a file that is marked `<!-- test: name -->`."""
-    found = re.search(
-        rf"<!-- test: {name} -->\n```\w+\n(.*?)```", (ROOT / file).read_text(), re.DOTALL
-    )
-    assert found
-    return found[1]
+def blocks(file: str, name: str) -> list[str]:
+    """Return the code blocks of a file that are marked `<!-- test: name -->`."""
+    text = (ROOT / file).read_text()
+    return re.findall(rf"<!-- test: {name} -->\n```\w+\n(.*?)```", text, re.DOTALL)
 
 
 @pytest.mark.parametrize(
     ("name", "command", "shown"),
     [
         ("grpcurl", ["bash", "-euo", "pipefail", "-c"], ("Sencha is brewed at 80", "September")),
-        ("python", [sys.executable, "-c"], ("as it should be", "back again: Cleo drinks green")),
+        (
+            "python",
+            [sys.executable, "-c"],
+            ("as it should be", "back again: Cleo drinks green", "nearest: Swans sleep on lakes."),
+        ),
     ],
 )
 def test_the_examples_work_when_pasted(
-    tmp_path: Path, name: str, command: list[str], shown: tuple[str, str]
+    tmp_path: Path, name: str, command: list[str], shown: tuple[str, ...]
 ) -> None:
-    """Each runs twice in a row against a hub in .hub, and prints what it promises."""
+    """Each runs twice in a row, with a hub in .hub, prints what it promises, leaves no file."""
     with hub_process(tmp_path / ".hub") as hub:
         address = hub.start()
-        scripts = [block(file, name) for file in ("README.md", "docs/examples.md")]
+        scripts = blocks("README.md", name) + blocks("docs/examples.md", name)
         tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         for script, words in 2 * list(zip(scripts, shown, strict=True)):
             run = subprocess.run(
@@ -49,6 +50,7 @@ def test_the_examples_work_when_pasted(
             )
             assert run.returncode == 0, run.stderr
             assert words in run.stdout
+            assert {one.name for one in tmp_path.iterdir()} == {".hub", ".hub.log"}
 
 
 def run_demo(**environment: str) -> subprocess.CompletedProcess[str]:
