@@ -162,7 +162,8 @@ def checked(method: Method, raw: bytes) -> Message:
         request = method.request_type.FromString(raw)
     except DecodeError as error:
         name = method.request_type.DESCRIPTOR.full_name
-        raise HubError.invalid("request", f"is not a {name}, or is nested too deeply") from error
+        fault = f"is not a {name}, or has far more than 32 levels"
+        raise HubError.invalid("request", fault) from error
     if violations := list(method.check(request)):
         raise HubError(Reason.REASON_INVALID_FIELD, violations=violations)
     return request

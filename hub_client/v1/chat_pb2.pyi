@@ -434,7 +434,7 @@ class CreateSessionRequest(_message.Message):
     """
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """What to keep beside the session, at most 64 KiB."""
+        """What to keep beside the session, at most 64 KiB, 32 levels deep."""
 
     def __init__(
         self,
@@ -664,7 +664,7 @@ class AppendMessageRequest(_message.Message):
     """
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """What to keep beside the message, at most 64 KiB."""
+        """What to keep beside the message, at most 64 KiB, 32 levels deep."""
 
     def __init__(
         self,
@@ -751,7 +751,7 @@ class BatchMessage(_message.Message):
     """How long that model took, in milliseconds. Absent = not told."""
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """What to keep beside the message, at most 64 KiB."""
+        """What to keep beside the message, at most 64 KiB, 32 levels deep."""
 
     def __init__(
         self,
@@ -1093,7 +1093,7 @@ class UpdateSessionRequest(_message.Message):
     """
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """What to keep beside the session, at most 64 KiB."""
+        """What to keep beside the session, at most 64 KiB, 32 levels deep."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:

@@ -301,9 +301,9 @@ class Chunking(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     OVERLAP_TOKENS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """The size of a chunk at most, in tokens of the embedding model: 32 to 2,048, and
-    no more than the model reads (minilm 254; a server may cut what it is sent).
-    0 = 200.
+    """The size of a chunk at most, in tokens of the embedding model of the user's
+    documents: 32 to 2,048, and no more than it reads (minilm 254; a server may cut
+    what it is sent). 0 = 200.
     """
     overlap_tokens: _builtins.int
     """How much of the end of the chunk before a chunk repeats, at most, in tokens:
@@ -966,7 +966,7 @@ class IngestDocumentRequest(_message.Message):
     """Store it although the user has the same text already."""
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """What to keep beside the document, at most 64 KiB."""
+        """What to keep beside the document, at most 64 KiB, 32 levels deep."""
 
     @_builtins.property
     def chunking(self) -> Global___Chunking:
@@ -1058,7 +1058,7 @@ class UploadDocumentRequest(_message.Message):
     """The next bytes of the file, at most 1 MiB in a message."""
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """What to keep beside the document, at most 64 KiB."""
+        """What to keep beside the document, at most 64 KiB, 32 levels deep."""
 
     @_builtins.property
     def chunking(self) -> Global___Chunking:
@@ -1192,7 +1192,7 @@ class AddChunksRequest(_message.Message):
     """
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """What to keep beside the document, at most 64 KiB."""
+        """What to keep beside the document, at most 64 KiB, 32 levels deep."""
 
     @_builtins.property
     def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___OwnChunk]:
@@ -1926,7 +1926,7 @@ class UpdateDocumentRequest(_message.Message):
     """
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """What to keep beside the document, at most 64 KiB."""
+        """What to keep beside the document, at most 64 KiB, 32 levels deep."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
