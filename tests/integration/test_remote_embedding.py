@@ -176,7 +176,8 @@ async def test_a_document_waits_for_the_server_and_is_done(
     ((first_lease,),) = tenant.hub.sql(lease)
     over = "SELECT 1 FROM documents WHERE now() > %s AND lease_expires_at > now()"
     await _until(lambda: tenant.hub.sql(over, first_lease))
-    assert len(server.seen) - begun > 10 * 5  # more tries than attempts a document has
+    tries = 10 * 5  # more than attempts a document has
+    await _until(lambda: len(server.seen) - begun > tries)
     get = GetDocumentRequest(document_id=document_id)
     document = (await tenant.client.knowledge.get_document(get)).document
     assert document.status == DocumentStatus.DOCUMENT_STATUS_PROCESSING
