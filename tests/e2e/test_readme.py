@@ -54,9 +54,9 @@ def test_the_examples_work_when_pasted(
 
 
 def run_demo(**environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the demo over the protos to its end."""
+    """Run the demo over the documentation to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "scripts.demo", "--corpus", "protos"],
+        [sys.executable, "-m", "scripts.demo", "--corpus", "docs"],
         cwd=ROOT,
         env=os.environ | environment,
         capture_output=True,

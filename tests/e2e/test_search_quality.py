@@ -50,7 +50,14 @@ def _collections() -> dict[str, tuple[Collection, float]]:
 _COLLECTIONS = _collections()
 
 
-@pytest.mark.parametrize("name", _COLLECTIONS)
+# Cranfield takes a minute: `make test ARGS="-m slow"`, and `make bench-cranfield` for both models.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "cranfield" else [])
+        for name in _COLLECTIONS
+    ],
+)
 async def test_search_ranks_the_relevant_first(name: str, tmp_path: Path) -> None:
     """nDCG@10 of the small model on Cranfield is .40 at least: a row per abstract has .403."""
     collection, least = _COLLECTIONS[name]
