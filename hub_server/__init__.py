@@ -19,7 +19,7 @@ knowledge    what is known                     models      the tables
              served (whose a session and its message are)
              identity has more: logins and refresh (tokens), keys (service keys, tenants),
              authentication, secrets, scopes, owner (for ``hub admin``), wire, and SQL for each
-             memory has more: remembering (the rules), sameness, scoring, report, turn (one writer)
+             memory has more: remembering (what comes of it), rules, sameness, scoring, report, turn
              knowledge has more: search, filters, own_chunks, chunking, index, watching
 
 context      what a model needs to answer, out of chat, memory and knowledge, within a budget
